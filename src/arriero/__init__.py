@@ -1,0 +1,3 @@
+"""Arriero: an OpenAI-compatible server for language models."""
+
+__version__ = "0.1.0"

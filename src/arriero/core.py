@@ -1,0 +1,215 @@
+"""The vocabulary that the rooms share: what is asked of an engine, what it answers, and the two seams.
+
+Tokens go in and tokens come out: below `arriero.text` nobody sees text, above it nobody sees tokens.
+Everything that crosses the `Engine` seam can be pickled, so an engine may live in another process.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen from the logits, for every choice of one request.
+
+    The filters apply in the order temperature, top_k, top_p, min_p, as in transformers' `generate`.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy: the largest logit, the smallest id among equals; the filters then have no effect."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most probable tokens whose probabilities sum to at least this."""
+    min_p: float = 0.0
+    """Drop tokens less probable than this times the most probable one."""
+    seed: int = 0
+    """With the choice's index and the token's position it fixes every draw; see `arriero.engine.sampling`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request: every prompt, times `num_choices` independent choices each.
+
+    Choice `k` of prompt `p` has index `p * num_choices + k` in the events.
+    """
+
+    id: str
+    prompts: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    """Tokens a choice may have at most; each prompt plus this must fit the runner's context."""
+    num_choices: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    end_token_ids: frozenset[int] = frozenset()
+    """A choice that samples one of these is finished; empty when end-of-sequence is to be ignored."""
+    stop_strings: tuple[str, ...] = ()
+    """A specification only: the engine watches for them through the `Constraint` it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A choice has one more token. The token that ends a choice (end of sequence) gets no such event."""
+
+    index: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A choice is complete; nothing follows for this index.
+
+    `num_tokens` counts what was sampled, the ending token included (usage's completion_tokens).
+    """
+
+    index: int
+    reason: FinishReason
+    num_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens of this choice that needed no computation because a prefix was at hand."""
+
+
+Event = Token | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of an engine, for health, metrics and tests. Counts are since start."""
+
+    waiting: int = 0
+    """Requests queued."""
+    running: int = 0
+    """Sequences (choices) that hold a slot."""
+    num_slots: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    reserved_tokens: int = 0
+    """Tokens of the key/value budget that admitted requests may come to hold."""
+
+
+class Engine(Protocol):
+    """Answers requests, any number at once. The API cannot tell one engine from another."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        ...
+
+    async def start(self) -> None:
+        """Make ready; raises `ModelLoadError`."""
+        ...
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Take no more requests, let running ones finish for `grace` seconds, then end them with `EngineDied`."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[list[Event]]:
+        """Everything that happened to the request since the last look, until all choices are `Finished`.
+
+        The lists are never empty and tokens of one index are in order. The first `__anext__` admits the
+        request. Closing the iterator (`aclose`, or cancelling the task that waits on it) aborts the request
+        and frees its slots within one step.
+
+        Raises:
+            ContextOverflow: a prompt plus `max_tokens` exceeds the context, or the request can never be admitted.
+            Overloaded: the queue is full.
+            EngineDied: the engine failed or was closed; raised mid-iteration.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+
+class Constraint(Protocol):
+    """Watches over one choice: what it may say next, and when it has said enough.
+
+    The engine's model thread calls it; it never sees logits, and the engine never sees text.
+    """
+
+    def accept(self, token: int) -> bool:
+        """Take the next token; True when the choice is finished with it (a stop string is complete)."""
+        ...
+
+    def copy(self) -> Constraint:
+        """An independent watcher in the same state, for a choice that forks."""
+        ...
+
+
+ConstraintFactory = Callable[[GenerationRequest], Constraint | None]
+"""Compiles a request's specifications, one constraint a choice; None when nothing needs watching."""
+
+
+class Want(enum.Enum):
+    """Which positions of a row's tokens get logits."""
+
+    NOTHING = 0
+    LAST = 1
+    ALL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One slot's share of a step: `tokens` are appended to the `position` tokens that the slot already holds."""
+
+    slot: int
+    tokens: Sequence[int]
+    position: int
+    want: Want = Want.LAST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerInfo:
+    """What a runner can do. The scheduler plans by this and by nothing else."""
+
+    num_slots: int
+    context: int
+    """Tokens that one slot can hold."""
+    vocab_size: int
+    bytes_per_token: int
+    """Memory that one token's keys and values take, over all layers."""
+    invariant: bool
+    """True when a row's logits do not depend on which other rows share its step or how its prompt was cut."""
+    chunked_prefill: bool = True
+    """Takes several tokens in a row that already holds some."""
+
+
+class Runner(Protocol):
+    """Computes one step. Synchronous, called from one thread, holds tensors and no queues."""
+
+    @property
+    def info(self) -> RunnerInfo: ...
+
+    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """Append every row's tokens to its slot and return the logits that were wanted.
+
+        Rows have distinct slots; `row.position` equals the number of tokens the slot holds.
+        Returns float32 [number of wanted positions, vocab_size], in the order of `rows`; the array is
+        valid until the next call.
+        """
+        ...
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Give slot `destination` the contents of slot `source` for every (source, destination), all at once:
+        every source is read as it was before the call, so slots may be permuted."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a slot."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's contents; its memory may go back to the system."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; the runner is not used again."""
+        ...

@@ -1,0 +1,64 @@
+"""What can go wrong, as one tree.
+
+    ArrieroError
+    ├── InvalidRequest(param)      the caller's fault, and which parameter
+    │   ├── UnknownModel           no such model here
+    │   └── ContextOverflow        prompt and answer do not fit the model's context
+    ├── Overloaded(retry_after)    nothing wrong with the request, no room for it now
+    ├── EngineDied                 the engine failed while it worked on the request
+    ├── ModelLoadError             a model's files are missing, damaged or not supported
+    └── ConfigError                a setting is unknown or out of range
+
+Errors are raised, never returned. `arriero.wire.errors` holds the one table that gives each its HTTP
+status, `type` and `code`; nothing below `wire` knows of HTTP.
+"""
+
+from __future__ import annotations
+
+
+class ArrieroError(Exception):
+    """Root of every error that Arriero raises on purpose; `str(error)` is fit to be shown to a user."""
+
+
+class InvalidRequest(ArrieroError):
+    """The request cannot be honoured as it stands.
+
+    `param` names the offending request field (dotted path, e.g. `messages.0.role`), None when the fault
+    is in no single field.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that this server does not serve."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model '{name}' does not exist on this server.", param="model")
+        self.name = name
+
+
+class ContextOverflow(InvalidRequest):
+    """Prompt and answer together are longer than the model's context."""
+
+
+class Overloaded(ArrieroError):
+    """The engine's queue is full; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineDied(ArrieroError):
+    """The engine failed; what it was generating is lost."""
+
+
+class ModelLoadError(ArrieroError):
+    """A model cannot be loaded; the message says which file or tensor, and what was expected."""
+
+
+class ConfigError(ArrieroError):
+    """A setting is unknown, malformed or out of range; the message names it."""

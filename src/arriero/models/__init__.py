@@ -1,0 +1,1 @@
+"""From a name or a path to ready weights, tokenizer and model card."""
