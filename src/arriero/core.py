@@ -126,7 +126,9 @@ class Engine(Protocol):
         """
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Counts as of now; cheap."""
+        ...
 
 
 class Constraint(Protocol):
@@ -186,7 +188,9 @@ class Runner(Protocol):
     """Computes one step. Synchronous, called from one thread, holds tensors and no queues."""
 
     @property
-    def info(self) -> RunnerInfo: ...
+    def info(self) -> RunnerInfo:
+        """What it can do; constant."""
+        ...
 
     def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """Append every row's tokens to its slot and return the logits that were wanted.

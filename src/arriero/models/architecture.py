@@ -42,7 +42,9 @@ class Checkpoint(Protocol):
     """A model's weights on disk, read one tensor at a time."""
 
     @property
-    def config(self) -> DecoderConfig: ...
+    def config(self) -> DecoderConfig:
+        """Sizes and switches, checked for consistency when the file was opened."""
+        ...
 
     @property
     def identity(self) -> str:
