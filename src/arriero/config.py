@@ -1,0 +1,197 @@
+"""Settings: flags over `ARRIERO_*` variables over one TOML file over defaults, read once and frozen.
+
+A field of `Settings` is the one declaration of a setting. Its flag, its variable, its TOML key, its help
+text and its checks all derive from it: `model_name` is `--model-name`, `ARRIERO_MODEL_NAME` and `model_name`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import platformdirs
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from arriero.errors import ConfigError
+
+PREFIX = "ARRIERO_"
+
+
+FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+def _setting(group: str, default: object, description: str, **limits: Any) -> Any:
+    """Declare a setting; `group` is the heading under which help lists it, `limits` are pydantic's."""
+    extra: dict[str, Any] = {"group": group}
+    if callable(default):
+        return Field(default_factory=default, description=description, json_schema_extra=extra, **limits)
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Settings(BaseModel):
+    """Everything that can be set, checked; constant once the process runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = _setting(
+        "Model",
+        None,
+        "Catalog name, GGUF file or Hugging Face directory; left out: the catalog's default.",
+        min_length=1,
+    )
+    model_name: str | None = _setting(
+        "Model", None, "Id that the API shows; left out: the catalog name or the file's name.", min_length=1
+    )
+    weights: Literal["auto", "int8", "int4", "fp32"] = _setting(
+        "Model", "auto", "Format of the weights in memory; auto: the fastest whose answers do not depend on the load."
+    )
+    cache: FilePath = _setting(
+        "Model", lambda: platformdirs.user_cache_path("arriero"), "Directory of downloaded and converted models."
+    )
+
+    host: str = _setting("Server", "127.0.0.1", "Address to listen on.", min_length=1)
+    port: int = _setting("Server", 8000, "Port to listen on; 0: a free one.", ge=0, le=65_535)
+    grace: float = _setting(
+        "Server", 30.0, "Seconds that running answers get to finish when the server stops.", ge=0, le=86_400
+    )
+    body_limit: ByteSize = _setting("Server", ByteSize(16 * 2**20), "Largest request body.", ge=1024, le=2**40)
+
+    engine: Literal["auto", "onnx", "scripted"] = _setting(
+        "Engine", "auto", "What computes the answers; auto: onnx; scripted: replies without a model."
+    )
+    context: int = _setting(
+        "Engine", 0, "Tokens that a prompt and its answer may have together; 0: as many as the model.", ge=0, le=2**20
+    )
+    slots: int = _setting("Engine", 64, "Answers that are generated at the same time.", ge=1, le=1024)
+    max_queue: int = _setting("Engine", 256, "Requests that may wait; past it the answer is 503.", ge=0, le=100_000)
+    token_budget: int = _setting(
+        "Engine", 0, "Tokens that all running answers may hold together; 0: as memory allows.", ge=0, le=2**32
+    )
+    prefill_chunk: int = _setting(
+        "Engine", 256, "Prompt tokens that are read between two steps of the running answers.", ge=1, le=2**16
+    )
+    threads: int = _setting("Engine", 0, "Threads that compute; 0: one per physical core at hand.", ge=0, le=1024)
+
+    script: FilePath | None = _setting("Scripted engine", None, "File of replies; left out: echo the prompt.")
+    pace: float = _setting("Scripted engine", 0.0, "Tokens a second of each answer; 0: no limit.", ge=0, le=1_000_000)
+
+    config: FilePath | None = _setting("General", None, "TOML file with any of these settings.")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "General", "info", "Least severe log line to show."
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _reject_truth_values(cls, value: object) -> object:
+        if isinstance(value, bool):  # TOML's `slots = true` would pass for 1.
+            raise ValueError("not a truth value")
+        return value
+
+
+def flag(name: str) -> str:
+    """A setting's name on the command line."""
+    return "MODEL" if name == "model" else "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """A setting's name in the environment."""
+    return PREFIX + name.upper()
+
+
+def group(field: FieldInfo) -> str:
+    """The heading under which help lists a setting."""
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["group"])
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a setting can have, empty when they are not a short list."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def kind(field: FieldInfo) -> type:
+    """A setting's type without its `| None` and its annotations; `str` for one with choices."""
+    annotation: Any = field.annotation
+    while not isinstance(annotation, type):
+        annotation = str if get_origin(annotation) is Literal else get_args(annotation)[0]
+    return annotation
+
+
+def expected(field: FieldInfo) -> str:
+    """What a setting's value has to be, in words."""
+    if options := choices(field):
+        return "one of " + ", ".join(options)
+    if kind(field) in (int, float):
+        noun = "a whole number" if kind(field) is int else "a number"
+        low, high = (getattr(rule, name) for name in ("ge", "le") for rule in field.metadata if hasattr(rule, name))
+        return f"{noun} from {low} to {high}"
+    return {ByteSize: "a size such as 16MiB, at least 1KiB", Path: "a path", str: "a text that is not empty"}[
+        kind(field)
+    ]
+
+
+def load(flags: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from everything that was given; `flags` go by field names, without those that were left out.
+
+    A variable that is set to nothing counts as not set.
+    Raises `ConfigError` naming every setting that is unknown or has an impossible value, where it was
+    given, and what was expected.
+    """
+    variables = _from_environment(environment)
+    arguments = {name: _Given(value, flag(name)) for name, value in flags.items()}
+    file = (variables | arguments).get("config")
+    given = (_from_file(Path(str(file.value)).expanduser()) if file else {}) | variables | arguments
+    try:
+        return Settings(**{name: each.value for name, each in given.items()})
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
+        raise ConfigError("; ".join(_complaint(name, given[name]) for name in wrong)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: Any
+    source: str
+
+
+def _complaint(name: str, given: _Given) -> str:
+    field = Settings.model_fields[name]
+    hint = suggestion(str(given.value), choices(field))
+    return f"{given.source} is {given.value!r}, expected {expected(field)}{hint}"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """A question that names the known word nearest to a mistyped one, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
+    names = {variable(name): name for name in Settings.model_fields}
+    given = {}
+    for key, value in environment.items():
+        if not key.startswith(PREFIX) or not value:
+            continue
+        if key not in names:
+            raise ConfigError(f"{key} in the environment is no setting{suggestion(key, names)}")
+        given[names[key]] = _Given(value, key)
+    return given
+
+
+def _from_file(path: Path) -> dict[str, _Given]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration file {path} is not TOML: {error}") from None
+    names = Settings.model_fields.keys() - {"config"}
+    for key in table.keys() - names:
+        raise ConfigError(f"'{key}' in {path} is no setting{suggestion(key.replace('-', '_'), names)}")
+    return {name: _Given(value, f"'{name}' in {path}") for name, value in table.items()}

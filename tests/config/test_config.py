@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from arriero import config
+from arriero.errors import ConfigError
+
+
+def toml(directory: Path, text: str) -> str:
+    path = directory / "arriero.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_setting_has_a_default():
+    settings = config.load({}, {})
+    assert settings.host == "127.0.0.1"
+    assert settings.port == 8000
+    assert settings.model is None
+    assert settings.cache.name == "arriero"
+
+
+def test_flags_over_variables_over_file_over_default(tmp_path):
+    file = toml(tmp_path, "slots = 1\nport = 1\nmax_queue = 1\n")
+    settings = config.load({"config": file, "slots": "3"}, {"ARRIERO_SLOTS": "2", "ARRIERO_PORT": "2"})
+    assert (settings.slots, settings.port, settings.max_queue, settings.threads) == (3, 2, 1, 0)
+    assert str(settings.config) == file
+
+
+def test_the_file_can_be_named_by_a_variable(tmp_path):
+    assert config.load({}, {"ARRIERO_CONFIG": toml(tmp_path, 'weights = "fp32"')}).weights == "fp32"
+
+
+def test_a_flag_names_another_file_than_the_variable(tmp_path):
+    file = toml(tmp_path, "slots = 5")
+    assert config.load({"config": file}, {"ARRIERO_CONFIG": "/nowhere.toml"}).slots == 5
+
+
+def test_a_variable_set_to_nothing_is_not_set():
+    assert config.load({}, {"ARRIERO_MODEL_NAME": ""}).model_name is None
+
+
+def test_settings_are_frozen():
+    settings = config.load({}, {})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1
+
+
+def test_home_and_sizes_are_understood():
+    settings = config.load({"cache": "~/models", "body_limit": "2MiB"}, {})
+    assert settings.cache == Path.home() / "models"
+    assert settings.body_limit == 2 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"port": "70000"}, "--port is '70000', expected a whole number from 0 to 65535"),
+        ({"port": "http"}, "--port is 'http', expected a whole number from 0 to 65535"),
+        ({"grace": "nan"}, "--grace is 'nan', expected a number from 0 to 86400"),
+        ({"weights": "int9"}, "expected one of auto, int8, int4, fp32 (did you mean int8?)"),
+        ({"host": ""}, "--host is '', expected a text that is not empty"),
+        ({"model": ""}, "MODEL is '', expected a text that is not empty"),
+        ({"body_limit": "lots"}, "--body-limit is 'lots', expected a size such as 16MiB, at least 1KiB"),
+        ({"config": "/nowhere.toml"}, "cannot read the configuration file /nowhere.toml: No such file"),
+    ],
+)
+def test_an_impossible_flag_is_named(flags, message):
+    with pytest.raises(ConfigError) as error:
+        config.load(flags, {})
+    assert message in str(error.value)
+
+
+def test_every_impossible_value_is_named_at_once():
+    with pytest.raises(ConfigError, match=r"--port is .*; ARRIERO_SLOTS is '0', expected a whole number from 1"):
+        config.load({"port": "-1"}, {"ARRIERO_SLOTS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slotz = 3", "'slotz' in {} is no setting (did you mean slots?)"),
+        ("max-queue = 3", "'max-queue' in {} is no setting (did you mean max_queue?)"),
+        ("config = 'other.toml'", "'config' in {} is no setting"),
+        ("slots = true", "'slots' in {} is True, expected a whole number"),
+        ("slots = 1.5", "'slots' in {} is 1.5, expected a whole number"),
+        ("host = 5", "'host' in {} is 5, expected a text that is not empty"),
+        ("[server]\nport = 1", "'server' in {} is no setting"),
+        ("slots = ", "the configuration file {} is not TOML"),
+    ],
+)
+def test_an_impossible_file_is_named(tmp_path, text, message):
+    file = toml(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        config.load({"config": file}, {})
+    assert message.format(file) in str(error.value)
+
+
+def test_an_unknown_variable_is_named():
+    with pytest.raises(
+        ConfigError, match=r"ARRIERO_SLOTZ in the environment is no setting \(did you mean ARRIERO_SLOTS"
+    ):
+        config.load({}, {"ARRIERO_SLOTZ": "3", "PATH": "/bin"})
+
+
+@pytest.mark.parametrize("name", config.Settings.model_fields)
+def test_every_declaration_is_complete(name):
+    field = config.Settings.model_fields[name]
+    assert field.description
+    assert field.description.endswith(".")
+    assert config.group(field)
+    assert config.expected(field)
