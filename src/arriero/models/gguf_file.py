@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError
+from arriero.models.layout import check_finite
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _STRING = 8
 _ARRAY = 9
-_SCALARS = {
+_SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),
@@ -126,10 +127,7 @@ class GGUFFile:
         if info is None:
             raise ModelLoadError(f"{self.path}: has no tensor {name}.")
         raw = self._data[info.offset : info.offset + info.num_bytes]
-        values = _decode(raw, info)
-        if not np.isfinite(values).all():
-            raise ModelLoadError(f"{self.path}: tensor {name} holds values that are not finite numbers.")
-        return values
+        return check_finite(self.path, name, _decode(raw, info))
 
     def _checked(self, name: str, shape: tuple[int, ...], type_id: int, offset: int) -> TensorInfo:
         kind = TENSOR_TYPES.get(type_id)
@@ -163,7 +161,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
         self.path = path
-        self.view = memoryview(data)
+        self.view = data.data
         self.offset = 0
 
     def damaged(self, what: str) -> ModelLoadError:

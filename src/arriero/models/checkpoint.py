@@ -1,0 +1,25 @@
+"""Opens a model's weights, whatever they are stored in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arriero.errors import ModelLoadError
+from arriero.models.architecture import Checkpoint
+from arriero.models.directory import DirectoryCheckpoint
+from arriero.models.gguf_checkpoint import GGUFCheckpoint
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`: a GGUF file, or a Hugging Face directory with config.json and safetensors.
+
+    Names, types and shapes of all tensors are checked here; the weights themselves are read when asked for.
+
+    Raises:
+        ModelLoadError: nothing is there, or it is damaged, incomplete or not supported.
+    """
+    if path.is_dir():
+        return DirectoryCheckpoint(path)
+    if path.is_file():
+        return GGUFCheckpoint(path)
+    raise ModelLoadError(f"{path}: there is no such file or directory.")

@@ -1,0 +1,116 @@
+"""What a checkpoint of the LLaMA family must contain, whatever container it comes in.
+
+Both containers check their tensors against this when they are opened, so that a wrong file fails at once
+and not in the middle of a conversion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.errors import ModelLoadError
+from arriero.models.architecture import DecoderConfig
+
+_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "context",
+)
+
+
+def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that the configuration asks for; linear layers are [out, in]."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
+    linear = {
+        **{f"self_attn.{name}": (shape, config.attention_bias) for name, shape in attention.items()},
+        "self_attn.o_proj": ((hidden, queries), config.attention_bias),
+        "mlp.gate_proj": ((inner, hidden), config.mlp_bias),
+        "mlp.up_proj": ((inner, hidden), config.mlp_bias),
+        "mlp.down_proj": ((hidden, inner), config.mlp_bias),
+    }
+    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        yield prefix + "input_layernorm.weight", (hidden,)
+        yield prefix + "post_attention_layernorm.weight", (hidden,)
+        for module, (shape, has_bias) in linear.items():
+            yield f"{prefix}{module}.weight", shape
+            if has_bias:
+                yield f"{prefix}{module}.bias", shape[:1]
+    yield "model.norm.weight", (hidden,)
+    if not config.tie_embeddings:
+        yield "lm_head.weight", (config.vocab_size, hidden)
+
+
+def check_config(source: Path, config: DecoderConfig) -> DecoderConfig:
+    """The configuration itself, if its numbers can belong together; else `ModelLoadError` naming `source`."""
+    for name in _SIZES:
+        if getattr(config, name) < 1:
+            raise ModelLoadError(f"{source}: {name} is {getattr(config, name)}, expected at least 1.")
+    if config.num_heads % config.num_kv_heads:
+        raise ModelLoadError(
+            f"{source}: {config.num_heads} attention heads cannot share {config.num_kv_heads} key/value heads evenly."
+        )
+    if config.head_dim % 2:
+        raise ModelLoadError(f"{source}: the head size is {config.head_dim}, rotary positions need an even one.")
+    for name in ("norm_epsilon", "rope_theta"):
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ModelLoadError(f"{source}: {name} is {value}, expected a positive number.")
+    return config
+
+
+def check_tensors(source: Path, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `ModelLoadError` unless `shapes` are exactly the tensors that `config` implies.
+
+    A tensor too many is an error as well: leaving out a weight that the model was trained with
+    (a normalisation, a bias, an expert) would give wrong answers without a word.
+    """
+    expected = set()
+    for name, shape in tensor_shapes(config):
+        if name not in shapes:
+            raise ModelLoadError(f"{source}: tensor {name} is missing, expected shape {list(shape)}.")
+        if shapes[name] != shape:
+            raise ModelLoadError(
+                f"{source}: tensor {name} has shape {list(shapes[name])}, the configuration implies {list(shape)}."
+            )
+        expected.add(name)
+    for name in shapes:
+        if name not in expected:
+            raise ModelLoadError(
+                f"{source}: tensor {name} has no place in a {config.family} model of this configuration."
+            )
+
+
+def check_finite(source: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values themselves; `ModelLoadError` when one is infinite or not a number, as damaged weights are."""
+    if not np.isfinite(values).all():
+        raise ModelLoadError(f"{source}: tensor {name} holds values that are not finite numbers.")
+    return values
+
+
+def identity(files: Iterable[Path], config: DecoderConfig) -> str:
+    """Digest of the files' names, sizes and modification times (ns) and of the configuration.
+
+    Cheap on purpose: contents are not read, so that a start does not hash gigabytes. A file that was
+    replaced has another time, unless someone set it back by hand.
+    """
+    digest = hashlib.sha256(repr(dataclasses.asdict(config)).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
