@@ -1,0 +1,151 @@
+"""A runner that says what it is told: for tests, demonstrations and benchmarks of everything above it.
+
+It is a real runner at the real seam. Its logits are flat but for the next token of the reply, so any way of
+sampling follows the script, and it checks the protocol that faster runners take on trust.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.core import Row, RunnerInfo, Want
+
+Reply = Callable[[tuple[int, ...]], Sequence[int]]
+"""From a prompt's tokens to the tokens to answer; the end token follows by itself."""
+
+PEAK = 100.0
+"""The logit of the scripted token, all others being 0: e**-100 leaves nothing to chance at temperature 1."""
+
+
+def echo(prompt: tuple[int, ...]) -> Sequence[int]:
+    """Answer with the prompt's own tokens."""
+    return prompt
+
+
+@dataclass(slots=True)
+class _Slot:
+    tokens: list[int] = field(default_factory=list)
+    num_prompt_tokens: int | None = None
+    """Known once logits have been wanted: the prompt ends at the first such position."""
+    reply: Sequence[int] = ()
+
+
+class ScriptedRunner:
+    """Replies from a script, deterministic and instant; raises `ValueError` when the protocol is broken.
+
+    A prompt is what a slot holds up to the first position at which logits are wanted; from there on the reply's
+    tokens are predicted place by place, whatever was appended in fact, then `end_token_id` for ever.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        num_slots: int,
+        context: int,
+        end_token_id: int,
+        reply: Reply = echo,
+        pace: float = 0.0,
+        fail_after: int | None = None,
+    ) -> None:
+        """`pace` is the seconds each step takes; after `fail_after` steps every further one raises `RuntimeError`."""
+        self._info = RunnerInfo(
+            num_slots=num_slots, context=context, vocab_size=vocab_size, bytes_per_token=8, invariant=True
+        )
+        self._end_token_id = end_token_id
+        self._reply = reply
+        self._pace = pace
+        self._steps_left = fail_after
+        self._slots = [_Slot() for _ in range(num_slots)]
+        self._closed = False
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What it can do; constant."""
+        return self._info
+
+    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """Append the rows' tokens; the logits are float32 [wanted positions, vocab_size]."""
+        self._check_step(rows)
+        if self._pace:
+            time.sleep(self._pace)
+        if self._steps_left is not None:
+            if self._steps_left == 0:
+                raise RuntimeError("The script ends here: fail_after steps are done.")
+            self._steps_left -= 1
+        predicted: list[int] = []
+        for row in rows:
+            slot = self._slots[row.slot]
+            slot.tokens.extend(row.tokens)
+            if row.want is Want.LAST:
+                predicted.append(self._next(slot, len(slot.tokens)))
+            elif row.want is Want.ALL:
+                predicted.extend(self._next(slot, row.position + count) for count in range(1, len(row.tokens) + 1))
+        logits = np.zeros((len(predicted), self._info.vocab_size), dtype=np.float32)
+        logits[np.arange(len(predicted)), predicted] = PEAK
+        return logits
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy slots, all at once."""
+        destinations = [destination for _, destination in pairs]
+        if len(set(destinations)) < len(destinations):
+            raise ValueError(f"two copies into one slot: {pairs}")
+        sources = [self._slot(source) for source, _ in pairs]
+        copies = [_Slot(list(slot.tokens), slot.num_prompt_tokens, slot.reply) for slot in sources]
+        for destination, copied in zip(destinations, copies, strict=True):
+            self._slot(destination)
+            self._slots[destination] = copied
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens; a prompt that is cut has not ended yet."""
+        held = self._slot(slot)
+        if not 0 <= length <= len(held.tokens):
+            raise ValueError(f"slot {slot} holds {len(held.tokens)} tokens, cannot be cut to {length}")
+        del held.tokens[length:]
+        if held.num_prompt_tokens is not None and length < held.num_prompt_tokens:
+            held.num_prompt_tokens = None
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's contents."""
+        self._slot(slot)
+        self._slots[slot] = _Slot()
+
+    def close(self) -> None:
+        """Any further call is a breach of protocol."""
+        if self._closed:
+            raise ValueError("closed twice")
+        self._closed = True
+
+    def _next(self, slot: _Slot, length: int) -> int:
+        """The token that follows the slot's first `length` tokens."""
+        if slot.num_prompt_tokens is None:
+            slot.num_prompt_tokens = length
+            slot.reply = self._reply(tuple(slot.tokens[:length]))
+        place = length - slot.num_prompt_tokens
+        return slot.reply[place] if place < len(slot.reply) else self._end_token_id
+
+    def _check_step(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            raise ValueError("a step without rows")
+        if len({row.slot for row in rows}) < len(rows):
+            raise ValueError("two rows of one slot in a step")
+        for row in rows:
+            held = len(self._slot(row.slot).tokens)
+            if row.position != held:
+                raise ValueError(f"slot {row.slot} holds {held} tokens, the row says {row.position}")
+            if not row.tokens or held + len(row.tokens) > self._info.context:
+                raise ValueError(f"slot {row.slot}: {len(row.tokens)} tokens after {held} of {self._info.context}")
+            if min(row.tokens) < 0 or max(row.tokens) >= self._info.vocab_size:
+                raise ValueError(f"slot {row.slot}: a token outside the vocabulary of {self._info.vocab_size}")
+
+    def _slot(self, slot: int) -> _Slot:
+        if self._closed:
+            raise ValueError("used after close")
+        if not 0 <= slot < len(self._slots):
+            raise ValueError(f"no slot {slot}, there are {len(self._slots)}")
+        return self._slots[slot]
