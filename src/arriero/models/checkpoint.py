@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from arriero.errors import ModelLoadError
-from arriero.models.architecture import Checkpoint
 from arriero.models.directory import DirectoryCheckpoint
 from arriero.models.gguf_checkpoint import GGUFCheckpoint
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`: a GGUF file, or a Hugging Face directory with config.json and safetensors.
+def open_checkpoint(path: Path) -> GGUFCheckpoint | DirectoryCheckpoint:
+    """The `Checkpoint` at `path`: a GGUF file, or a Hugging Face directory with config.json and safetensors.
 
     Names, types and shapes of all tensors are checked here; the weights themselves are read when asked for.
 

@@ -6,7 +6,9 @@ An architecture is one entry of `ARCHITECTURES`. Weights are read one tensor at 
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +64,14 @@ class DirectoryCheckpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._weights
+
+    @property
+    def source_format(self) -> str:
+        """The type that most of the weights are stored in, e.g. `BF16`."""
+        counts: Counter[str] = Counter()
+        for weight in self._weights.values():
+            counts[weight.dtype] += math.prod(weight.shape)
+        return counts.most_common(1)[0][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,7 @@ class _Weight:
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
     slice: Any
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -227,7 +238,7 @@ def _weight(file: Path, name: str, part: Any) -> _Weight:
     if dtype not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise ModelLoadError(f"{file}: tensor {name} is stored as {dtype}, Arriero reads {known}.")
-    return _Weight(file, name, shape, part)
+    return _Weight(file, name, shape, dtype, part)
 
 
 def _tied(config: DecoderConfig, weights: dict[str, _Weight]) -> tuple[DecoderConfig, dict[str, _Weight]]:

@@ -5,7 +5,9 @@ An architecture is one entry of `ARCHITECTURES`. Keys: https://github.com/ggml-o
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +140,14 @@ class GGUFCheckpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
+
+    @property
+    def source_format(self) -> str:
+        """The type that most of the weights are stored in, e.g. `Q4_1`."""
+        counts: Counter[str] = Counter()
+        for info in self.file.tensors.values():
+            counts[info.type.name] += math.prod(info.shape)
+        return counts.most_common(1)[0][0]
 
 
 def _architecture(file: GGUFFile) -> Architecture:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from arriero.errors import ModelLoadError
 from arriero.models.directory import read_json
@@ -156,4 +156,4 @@ def _typed(source: Path, name: str, value: Any, kind: type[Value]) -> Value | No
     # A boolean is no integer here, hence no isinstance.
     if value is not None and type(value) is not kind:
         raise ModelLoadError(f"{source}: {name} is of type {type(value).__name__}, expected {kind.__name__}.")
-    return cast("Value | None", value)
+    return value

@@ -1,0 +1,41 @@
+"""What a loaded model is and can do, for people and for the API."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from arriero.models.architecture import DecoderConfig
+from arriero.models.layout import tensor_shapes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """The facts about one loaded model."""
+
+    name: str
+    source: str
+    """The file or directory that the weights came from."""
+    family: str
+    parameters: int
+    """Weights, counted once where the embeddings are tied."""
+    context: int
+    """Tokens that the model was made for."""
+    vocab_size: int
+    source_format: str
+    """How most of the weights are stored in the source, e.g. `Q4_1` or `BF16`."""
+    weights: str
+    """How they are computed with: `fp32`, `int8` or `int4`."""
+    invariant: bool
+    """True when an answer does not depend on what else runs."""
+    has_chat_template: bool
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model can be asked for."""
+        return ("completion", "chat") if self.has_chat_template else ("completion",)
+
+
+def num_parameters(config: DecoderConfig) -> int:
+    """Weights of a model of this configuration."""
+    return sum(math.prod(shape) for _, shape in tensor_shapes(config))
