@@ -24,12 +24,14 @@ class InvalidRequest(ArrieroError):
     """The request cannot be honoured as it stands.
 
     `param` names the offending request field (dotted path, e.g. `messages.0.role`), None when the fault
-    is in no single field.
+    is in no single field. `code` is one word for the kind of fault, for programs to tell apart what
+    the class does not.
     """
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class UnknownModel(InvalidRequest):

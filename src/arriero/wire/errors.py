@@ -1,0 +1,76 @@
+"""From errors to HTTP: the one table that gives each its status, `type` and `code`.
+
+Bodies have the shape of the OpenAI reference: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import orjson
+
+from arriero.errors import (
+    ArrieroError,
+    ConfigError,
+    ContextOverflow,
+    EngineDied,
+    InvalidRequest,
+    ModelLoadError,
+    Overloaded,
+    UnknownModel,
+)
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request's body is longer than this server reads."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body is larger than this server's limit of {limit} bytes.")
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The request's body is not declared to be JSON."""
+
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
+    InvalidRequest: (400, INVALID_REQUEST, None),
+    UnknownModel: (404, INVALID_REQUEST, "model_not_found"),
+    ContextOverflow: (400, INVALID_REQUEST, "context_length_exceeded"),
+    BodyTooLarge: (413, INVALID_REQUEST, "body_too_large"),
+    UnsupportedMediaType: (415, INVALID_REQUEST, "unsupported_media_type"),
+    Overloaded: (503, SERVER_ERROR, "overloaded"),
+    EngineDied: (500, SERVER_ERROR, "engine_died"),
+    ModelLoadError: (500, SERVER_ERROR, "model_load_error"),
+    ConfigError: (500, SERVER_ERROR, "config_error"),
+}
+"""Error class to HTTP status, `type` and `code`; a class that is not listed goes by its nearest ancestor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """An error as it goes over the wire."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def error_answer(error: Exception) -> ErrorAnswer:
+    """The answer to an error that was raised; what nobody raised on purpose is a 500 that tells no details."""
+    if not isinstance(error, ArrieroError):
+        return ErrorAnswer(500, error_body("The server had an error while processing the request.", SERVER_ERROR))
+    status, kind, code = next(TABLE[each] for each in type(error).__mro__ if each in TABLE)
+    param = None
+    if isinstance(error, InvalidRequest):
+        param, code = error.param, error.code or code
+    headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))} if isinstance(error, Overloaded) else {}
+    return ErrorAnswer(status, error_body(str(error), kind, param, code), headers)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> bytes:
+    """The JSON of an error; `kind` is the reference's `type`."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})

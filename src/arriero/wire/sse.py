@@ -1,0 +1,128 @@
+"""Server-sent events: how a streamed answer is framed, kept alive, broken off and given up.
+
+Format: the HTML standard, section 9.2 (server-sent events); `data: [DONE]` and error events as in the
+OpenAI reference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from arriero.errors import ArrieroError
+from arriero.wire.errors import error_answer
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+HEARTBEAT = b": still working\n\n"
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy that collects the answer first would undo the stream
+)
+_log = logging.getLogger(__name__)
+
+
+def event(data: bytes) -> bytes:
+    """One event; `data` is JSON, so it has no line breaks."""
+    return b"data: " + data + b"\n\n"
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` returns, or None when the client left first; `work` is then cancelled and has ended.
+
+    `receive` is ASGI's, after the request's body was read.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        await _end(working, leaving)
+
+
+class EventStream:
+    """An ASGI application that streams one answer.
+
+    `frames` yields whole events, as many in one piece as are there to be sent. The status line waits for the
+    first piece, so that an error before it keeps its own status and is raised to the caller; after `patience`
+    seconds it is sent all the same, and comments go out every `heartbeat` seconds in which nothing else does.
+    A later error becomes an error event, and then no `[DONE]` follows. `frames` is closed whatever happens,
+    at once when the client leaves.
+    """
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        patience: float = 10.0,
+        heartbeat: float = 5.0,
+    ) -> None:
+        self._frames = frames
+        self._headers = [*_HEADERS, *headers]
+        self._patience = patience
+        self._heartbeat = heartbeat
+        self._started = False
+        self._quiet = True
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer; raises what `frames` raises before its first piece."""
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        timeout = self._patience
+        try:
+            while True:
+                await asyncio.wait((sending, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    return sending.result()
+                if leaving.done():
+                    return None
+                timeout = self._heartbeat
+                if self._quiet and not self._turn.locked():
+                    await self._send(send, HEARTBEAT)
+                self._quiet = True
+        finally:
+            await _end(sending, leaving)
+
+    async def _send_all(self, send: Send) -> None:
+        ending = DONE
+        async with aclosing(self._frames) as frames:
+            try:
+                async for piece in frames:
+                    self._quiet = False
+                    await self._send(send, piece)
+            except Exception as error:  # Whatever it is, the client of a stream must hear of it.
+                if not self._started:
+                    raise
+                if not isinstance(error, ArrieroError):
+                    _log.exception("a stream failed")
+                ending = event(error_answer(error).body)
+        await self._send(send, ending, more=False)
+
+    async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
+        async with self._turn:
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
