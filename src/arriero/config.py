@@ -74,7 +74,7 @@ class Settings(BaseModel):
         "Engine", 0, "Tokens that all running answers may hold together; 0: as memory allows.", ge=0, le=2**32
     )
     prefill_chunk: int = _setting(
-        "Engine", 256, "Prompt tokens that are read between two steps of the running answers.", ge=1, le=2**16
+        "Engine", 64, "Prompt tokens that are read between two steps of the running answers.", ge=1, le=2**16
     )
     threads: int = _setting("Engine", 0, "Threads that compute; 0: one per physical core at hand.", ge=0, le=1024)
 
@@ -134,6 +134,16 @@ def expected(field: FieldInfo) -> str:
     return {ByteSize: "a size such as 16MiB, at least 1KiB", Path: "a path", str: "a text that is not empty"}[
         kind(field)
     ]
+
+
+def default(field: FieldInfo) -> str:
+    """A setting's default as one would write it, empty when left out means something of its own."""
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, ByteSize):
+        return value.human_readable().replace(".0", "")
+    if isinstance(value, Path) and value.is_relative_to(Path.home()):
+        return f"~/{value.relative_to(Path.home()).as_posix()}"
+    return "" if value is None else str(value)
 
 
 def load(flags: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Settings:

@@ -1,0 +1,36 @@
+# The same words as in CI. `make ci` is CI.
+# PYTHON is a virtual environment's: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]'
+
+BIN ?= .venv/bin
+
+.PHONY: test lint types imports reference clients proof bench ci settings
+
+test:  ## The tests that need nothing but the test extra.
+	$(BIN)/pytest
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+imports:  ## Who may import whom.
+	$(BIN)/lint-imports
+
+reference:  ## Against transformers and torch: pip install -e '.[test,reference]'
+	$(BIN)/pytest tests/reference_live
+
+clients:  ## Other clients of the API, each in an environment of its own: needs npm and the network.
+	$(BIN)/pytest tests/clients_external
+
+proof: lint types imports test
+
+bench:  ## The figures of benchmarks/RESULTS.md.
+	$(BIN)/python benchmarks/compare.py
+
+settings:  ## Write the settings table of the README anew.
+	$(BIN)/python scripts/settings_table.py
+
+ci:
+	bash .ci/run

@@ -1,0 +1,37 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from arriero import __version__
+from arriero.cli.bench import bench
+from arriero.cli.serve import serve
+
+app = typer.Typer(
+    name="arriero",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(bench)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"arriero {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def arriero(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """One command turns a language model into an OpenAI-compatible server."""

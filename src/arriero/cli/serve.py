@@ -1,0 +1,79 @@
+"""`arriero serve`: one command from a model to a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+from arriero import config
+from arriero.cli import log
+from arriero.cli.settings import with_settings
+
+if TYPE_CHECKING:
+    import socket
+
+    from arriero.pool import ServedModel
+
+logger = logging.getLogger(__name__)
+
+
+@with_settings
+def serve(**flags: str | None) -> None:
+    """Serve a model over the OpenAI API.
+
+    Every setting is a flag, a variable and a key of the TOML file that --config names (without the dashes, _ for -).
+    A flag counts more than a variable, a variable more than the file.
+
+    Ctrl-C or SIGTERM ends the server once the running answers are finished; a second one ends it at once.
+    """
+    settings = config.load({name: value for name, value in flags.items() if value is not None})
+    log.set_up(settings.log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Importing and loading come after the address is ours: a taken port is told at once, not after a download.
+    from arriero.cli import server
+
+    with suppress(KeyboardInterrupt), closing(server.bind(settings.host, settings.port)) as listener:
+        if server.is_public(listener):
+            logger.warning("Anyone who can reach %s can use this server: it asks for no key", settings.host)
+        _serve(settings, listener)
+
+
+def _serve(settings: config.Settings, listener: socket.socket) -> None:
+    import uvloop
+
+    from arriero.app import create_app, load
+    from arriero.cli import server
+    from arriero.cli.progress import DownloadBar
+
+    with DownloadBar() as bar:
+        model = load(settings, bar)
+
+    async def drain() -> None:
+        await model.engine.close(settings.grace)
+
+    async def run() -> None:
+        # Started here and not by the application, so that what goes wrong is raised and not logged.
+        await model.engine.start()
+        await server.Server(
+            create_app(settings, model),
+            grace=settings.grace,
+            drain=drain,
+            on_ready=lambda: _announce(model, server.url(listener)),
+        ).serve([listener])
+
+    uvloop.run(run())
+
+
+def _announce(model: ServedModel, url: str) -> None:
+    """Tell where the server is, and a command that shows that it works."""
+    if model.template is None:
+        path, body = "completions", {"model": model.card.name, "prompt": "Once upon a time", "max_tokens": 32}
+    else:
+        path = "chat/completions"
+        body = {"model": model.card.name, "messages": [{"role": "user", "content": "Tell me a joke."}]}
+    print(f"Serving {model.card.name} at {url}/v1 (documentation at {url}/docs)")
+    print(f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}", flush=True)

@@ -1,0 +1,43 @@
+"""Flags that are made from the declarations of the settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
+
+from arriero import config
+
+_METAVARS = {int: "NUMBER", float: "NUMBER", ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `**flags` one flag for every setting; those not given arrive as None.
+
+    All are texts to typer: a value is checked in one place, wherever it was given.
+    """
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, field))
+        for name, field in config.Settings.model_fields.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _annotation(name: str, field: FieldInfo) -> Any:
+    origin = (
+        f"{config.variable(name)}, default {config.default(field)}" if config.default(field) else config.variable(name)
+    )
+    shown: dict[str, Any] = {
+        "help": f"{field.description} [dim]({origin})[/dim]",
+        "metavar": "|".join(config.choices(field)) or _METAVARS[config.kind(field)],
+        "show_default": False,
+    }
+    if name == "model":
+        return Annotated[str | None, typer.Argument(**shown | {"metavar": config.flag(name)})]
+    return Annotated[str | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
