@@ -194,7 +194,7 @@ class _Weight:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         try:
-            return np.asarray(self.slice[start:stop], dtype=np.float32)
+            return np.asarray(self.slice[start : min(stop, self.shape[0])], dtype=np.float32)
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(f"{self.file}: tensor {self.name} cannot be read: {error}.") from error
 

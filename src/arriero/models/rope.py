@@ -35,7 +35,7 @@ def rope_scaling(source: Path, parameters: Mapping[str, Any]) -> Mapping[str, An
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind in ("default", "none"):
         return None
-    if kind not in _PARAMETERS:
+    if not isinstance(kind, str) or kind not in _PARAMETERS:
         known = ", ".join(("default", *_PARAMETERS))
         raise ModelLoadError(f"{source}: the rope scaling is of type {kind!r}, Arriero computes {known}.")
     numbers = {name: parameters.get(name) for name in _PARAMETERS[kind]}
