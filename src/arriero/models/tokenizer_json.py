@@ -1,0 +1,78 @@
+"""The contents of a tokenizer.json, the form in which every vocabulary reaches the `tokenizers` library.
+
+Format: https://huggingface.co/docs/tokenizers; a directory brings the file, for GGUF it is made from the metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from arriero.errors import ModelLoadError
+from arriero.models.directory import read_json
+
+SPACE = "▁"
+"""What SentencePiece vocabularies write for a space."""
+
+
+def directory_document(path: Path, special_tokens: Mapping[str, str]) -> dict[str, Any]:
+    """The tokenizer.json of a Hugging Face directory, with what tokenizer_config.json changes about it.
+
+    As in transformers: named special tokens are special whatever the file says of them, and `add_bos_token` or
+    `add_eos_token`, where present, decide alone what is put around a text. Raises `ModelLoadError`.
+    """
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise ModelLoadError(f"{path}: has no tokenizer.json; other tokenizer files are not read.")
+    document = read_json(file)
+    settings_file = path / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.exists() else {}
+    try:
+        _apply_settings(document, settings, special_tokens)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{file}: is not laid out as a tokenizer.json: {error!r}.") from error
+    return document
+
+
+def _apply_settings(document: dict[str, Any], settings: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
+    added = {token["content"]: token for token in document.get("added_tokens") or ()}
+    vocabulary = document["model"].get("vocab")
+    for text in set(special_tokens.values()) - added.keys():
+        if isinstance(vocabulary, dict) and text in vocabulary:
+            added[text] = added_token(vocabulary[text], text, special=True)
+    document["added_tokens"] = sorted(added.values(), key=lambda token: int(token["id"]))
+    document["truncation"] = document["padding"] = None
+    if "add_bos_token" in settings or "add_eos_token" in settings:
+        bos, eos = (
+            (text, added[text]["id"])
+            if settings.get(f"add_{name}") and (text := special_tokens.get(name)) in added and text is not None
+            else None
+            for name in ("bos_token", "eos_token")
+        )
+        document["post_processor"] = sequence_marks(bos, eos)
+
+
+def added_token(id: int, text: str, *, special: bool) -> dict[str, Any]:
+    """A token that is found in the text before anything else."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": id, "content": text, **flags, "special": special}
+
+
+def sequence_marks(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> dict[str, Any] | None:
+    """The post-processor that puts these tokens, given as text and id, around a text."""
+    marks = [mark for mark in (bos, eos) if mark is not None]
+    if not marks:
+        return None
+
+    def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        before = [{"SpecialToken": {"id": bos[0], "type_id": type_id}}] if bos else []
+        after = [{"SpecialToken": {"id": eos[0], "type_id": type_id}}] if eos else []
+        return [*before, {"Sequence": {"id": sequence, "type_id": type_id}}, *after]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]} for text, id in marks},
+    }

@@ -1,0 +1,1 @@
+"""Everything that knows text: chat templates in, whole characters and stop strings out."""

@@ -1,0 +1,148 @@
+"""Chat messages to prompt tokens, by the template that comes with the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from arriero.errors import InvalidRequest, ModelLoadError
+from arriero.models.tokenizer import Tokenizer
+from arriero.text.sandbox import Program
+
+
+class ChatTemplate:
+    """A model's chat template: what the model was trained to read for a conversation.
+
+    Raises `ModelLoadError` when the template is not valid Jinja.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        try:
+            self._program = Program(source)
+        except jinja2.TemplateError as error:
+            raise ModelLoadError(f"The model's chat template is not valid: {error}") from error
+        self._disguise = _Disguise(tokenizer.control_tokens, source)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The conversation as text; `variables` (`tools`, `documents`, ...) are the template's own.
+
+        Raises `InvalidRequest(param="messages")` when the template cannot put these messages into words, or
+        does not come to an end.
+        """
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
+        return self._render(_with_texts(given, str))
+
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The ids of the conversation; control tokens count where the template writes them, and not in messages.
+
+        Nothing is added around it: a template that wants a beginning of sequence writes one. Raises as `render`.
+        """
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
+        disguised, restore = self._disguise.apply(given)
+        text = self._render(disguised)
+        if restore is None:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        parts: list[str | int] = []
+        position = 0
+        for start, end, id in self._tokenizer.control_spans(text):
+            parts += [text[position:start].translate(restore), id]
+            position = end
+        return self._tokenizer.encode_parts([*parts, text[position:].translate(restore)])
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
+        defaults = {"tools": None, "documents": None, **self._tokenizer.special_tokens}
+        try:
+            return self._program.run({**defaults, **variables})
+        except Exception as error:  # a program that is not ours can raise anything
+            raise InvalidRequest(
+                f"The model's chat template cannot render these messages: {error or type(error).__name__}",
+                param="messages",
+            ) from error
+
+
+class _Disguise:
+    """Replaces the first character of control tokens that a user typed, so that only the template's are found."""
+
+    def __init__(self, control_tokens: Iterable[str], source: str) -> None:
+        tokens = sorted(control_tokens)
+        self._first_characters = sorted({token[0] for token in tokens})
+        self._source = source
+        self._starts = re.compile(
+            "|".join(
+                f"{re.escape(first)}(?={_any_of([token[1:] for token in tokens if token[0] == first])})"
+                for first in self._first_characters
+            )
+            or "(?!)"
+        )
+        self._beginnings = {token[:size] for token in tokens for size in range(1, len(token))}
+        self._longest = max(map(len, self._beginnings), default=0)
+
+    def apply(self, variables: Mapping[str, Any]) -> tuple[Any, dict[int, str] | None]:
+        """The variables in disguise and the table for `str.translate` that lifts it; None when there is none."""
+        texts = list(_texts(variables))
+        if not any(map(self._found, texts)):
+            return _with_texts(variables, str), None
+        used = set(self._source).union(*texts)
+        unused = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
+        masks = dict(zip(self._first_characters, unused, strict=False))
+        if len(masks) < len(self._first_characters):
+            raise InvalidRequest("The messages use up Unicode's private characters.", param="messages")
+
+        def masked(text: str) -> str:
+            characters = list(text)
+            for start in self._found(text):
+                characters[start] = masks[characters[start]]
+            return "".join(characters)
+
+        return _with_texts(variables, masked), {ord(mask): first for first, mask in masks.items()}
+
+    def _found(self, text: str) -> set[int]:
+        """Where control tokens begin, and where the text ends with what another text may complete to one."""
+        found = {match.start() for match in self._starts.finditer(text)}
+        for tail in (text, text.rstrip()):
+            sizes = range(1, min(self._longest, len(tail)) + 1)
+            found.update(len(tail) - size for size in sizes if tail[-size:] in self._beginnings)
+        return found
+
+
+def _any_of(words: Sequence[str]) -> str:
+    """An expression that matches where one of the words begins, without trying them one after the other."""
+    if "" in words:
+        return ""
+    branches = {first: [word[1:] for word in words if word[0] == first] for first in sorted({w[0] for w in words})}
+    alternatives = [re.escape(first) + _any_of(rest) for first, rest in branches.items()]
+    return alternatives[0] if len(alternatives) == 1 else f"(?:{'|'.join(alternatives)})"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a JSON value with every string changed; of plain types only, which have no methods to abuse."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_with_texts(key, change): _with_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_texts(item, change) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise TypeError(f"A chat template takes JSON values, not {type(value).__name__}.")

@@ -1,0 +1,136 @@
+"""Stop strings: found at the same token by the engine, which ends the choice, and by the stream, which cuts the text.
+
+Of several stop strings the one that begins earliest in the text wins, wherever token boundaries fall. A stop
+string that is complete therefore waits while another, begun before it, may still be completed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Self
+
+from arriero.core import Constraint, ConstraintFactory, GenerationRequest
+from arriero.errors import InvalidRequest
+from arriero.models.tokenizer import Tokenizer
+from arriero.text.detokenize import Detokenizer
+
+
+class _Pattern:
+    """One stop string, compiled after Knuth, Morris and Pratt: no character of the text is looked at twice."""
+
+    __slots__ = ("_fallback", "_text", "length")
+
+    def __init__(self, text: str) -> None:
+        if not text:
+            raise InvalidRequest("A stop string must have at least one character.", param="stop")
+        self._text = text
+        self.length = len(text)
+        self._fallback = [0] * len(text)
+        for end in range(1, len(text)):
+            self._fallback[end] = self._advance(self._fallback[end - 1], text[end])
+
+    def read(self, matched: int, text: str) -> tuple[int, int]:
+        """Go on from a text that ends with the first `matched` < length characters of the pattern.
+
+        Returns how many it ends with after `text`, and the characters read: fewer than all when the pattern
+        is complete before.
+        """
+        for num_read, character in enumerate(text, start=1):
+            matched = self._advance(matched, character)
+            if matched == self.length:
+                return matched, num_read
+        return matched, len(text)
+
+    def _advance(self, matched: int, character: str) -> int:
+        while matched and self._text[matched] != character:
+            matched = self._fallback[matched - 1]
+        return matched + (self._text[matched] == character)
+
+
+class StopMachine:
+    """Reads text and gives it back as soon as it cannot be part of a stop string, until one is found.
+
+    Raises `InvalidRequest` for an empty stop string.
+    """
+
+    def __init__(self, stop_strings: Iterable[str]) -> None:
+        self._matched = {_Pattern(text): 0 for text in dict.fromkeys(stop_strings)}
+        """The stop strings not seen yet, each with how much of it the text ends with."""
+        self._start: int | None = None
+        """Where the earliest complete stop string begins."""
+        self._length = 0
+        """Characters read."""
+        self._released = 0
+        """Characters given back."""
+        self._held = ""
+        """The characters between these two."""
+        self.stopped = False
+        """A stop string was found; nothing is given back any more."""
+
+    def add(self, text: str) -> str:
+        """Read on; returns what has become certain to belong to the answer."""
+        if self.stopped:
+            return ""
+        self._held += text
+        for pattern, matched in tuple(self._matched.items()):
+            self._matched[pattern], num_read = pattern.read(matched, text)
+            if self._matched[pattern] == pattern.length:
+                del self._matched[pattern]  # no later occurrence of it can be the earliest
+                start = self._length + num_read - pattern.length
+                self._start = start if self._start is None else min(start, self._start)
+        self._length += len(text)
+        undecided = self._length - max(self._matched.values(), default=0)
+        if self._start is not None and self._start <= undecided:
+            return self._stop(self._start)
+        return self._release(undecided)
+
+    def flush(self) -> str:
+        """The text is over: returns the rest of it, or ends it at a stop string that was complete but waiting."""
+        if self._start is not None and not self.stopped:
+            return self._stop(self._start)
+        return self._release(self._length)
+
+    def copy(self) -> Self:
+        """An independent machine in the same state."""
+        other = copy.copy(self)
+        other._matched = dict(self._matched)
+        return other
+
+    def _stop(self, start: int) -> str:
+        text = self._release(start)
+        self.stopped = True
+        self._released, self._held = self._length, ""
+        return text
+
+    def _release(self, end: int) -> str:
+        size = end - self._released
+        text, self._held = self._held[:size], self._held[size:]
+        self._released = end
+        return text
+
+
+class _StopConstraint:
+    """Watches one choice on the engine's side."""
+
+    def __init__(self, detokenizer: Detokenizer, machine: StopMachine) -> None:
+        self._detokenizer = detokenizer
+        self._machine = machine
+
+    def accept(self, token: int) -> bool:
+        self._machine.add(self._detokenizer.add(token))
+        return self._machine.stopped
+
+    def copy(self) -> Constraint:
+        return _StopConstraint(self._detokenizer.copy(), self._machine.copy())
+
+
+def stop_constraints(tokenizer: Tokenizer) -> ConstraintFactory:
+    """What an engine needs to end a choice at its stop strings, because below this room nobody sees text."""
+
+    def compile_request(request: GenerationRequest) -> Constraint | None:
+        if not request.stop_strings:
+            return None
+        return _StopConstraint(Detokenizer(tokenizer, continues=True), StopMachine(request.stop_strings))
+
+    return compile_request
