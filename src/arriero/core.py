@@ -180,6 +180,8 @@ class RunnerInfo:
     """Memory that one token's keys and values take, over all layers."""
     invariant: bool
     """True when a row's logits do not depend on which other rows share its step or how its prompt was cut."""
+    min_prompt_chunk: int = 1
+    """Prompts of at least this many tokens must be cut into chunks of at least this many, for `invariant` to hold."""
     chunked_prefill: bool = True
     """Takes several tokens in a row that already holds some."""
 

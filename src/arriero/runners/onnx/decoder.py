@@ -1,0 +1,177 @@
+"""The decoder graph: embeddings in, logits of the wanted positions out, keys and values updated in place.
+
+One graph serves a prompt chunk of one row ([1, tokens]) and one decode step of many rows ([rows, 1]).
+Inside, activations are flattened to [positions, size]; only attention needs both dimensions.
+
+    hidden          float32 [batch, tokens, hidden]         embeddings, looked up outside
+    wanted          int64   [wanted]                        flat positions that get logits
+    seqlens_k       int32   [batch]                         tokens a row holds after this step, minus one
+    total_length    int32   []                              the largest number of tokens a row then holds
+    packed_shape    int64   [3]                             (batch, tokens, -1)
+    zero_points     uint8   [batch * tokens]                128 each (read by int8 products)
+    past.N.key ...  float32 [batch, kv_heads, length, head] bound to the same memory as present.N.key ...
+    logits          float32 [wanted, vocabulary]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from arriero.models.architecture import Checkpoint
+from arriero.models.rope import inverse_frequencies
+from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
+from arriero.runners.onnx.formats import Format, Rows, linear
+
+EMBEDDINGS_FILE = "embeddings.npy"
+
+
+def build_decoder(
+    checkpoint: Checkpoint,
+    weights: Format,
+    directory: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the graph, its weights and the embedding table of a checkpoint into `directory`.
+
+    `progress(done, total)` counts layers. Raises `ModelLoadError` for a missing or misshapen tensor.
+    """
+    with GraphBuilder(directory) as graph:
+        _Decoder(graph, checkpoint, weights).build(directory, progress or (lambda done, total: None))
+        graph.save()
+
+
+class _Decoder:
+    """Appends the layers of one checkpoint to one graph."""
+
+    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, weights: Format) -> None:
+        self.graph = graph
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.weights = weights
+
+    def build(self, directory: Path, progress: Callable[[int, int], None]) -> None:
+        graph, config = self.graph, self.config
+        embeddings = self.checkpoint.tensor("model.embed_tokens.weight")
+        np.save(directory / EMBEDDINGS_FILE, embeddings)
+        self._declare_inputs()
+        residual = graph.op("Reshape", ["hidden"], ints=[-1, config.hidden_size])
+        normed = self._norm("model.layers.0.input_layernorm.weight", residual)
+        for layer in range(config.num_layers):
+            progress(layer, config.num_layers)
+            prefix = f"model.layers.{layer}"
+            attended = self._attention(layer, normed)
+            normed, residual = self._add_norm(f"{prefix}.post_attention_layernorm.weight", residual, attended)
+            branch = self._mlp(f"{prefix}.mlp", normed)
+            if layer + 1 < config.num_layers:
+                next_norm = f"model.layers.{layer + 1}.input_layernorm.weight"
+                normed, residual = self._add_norm(next_norm, residual, branch)
+        # The vocabulary projection is a fifth of a small model's arithmetic: only where it is wanted.
+        branch, residual = (graph.op("Gather", [value, "wanted"], axis=0) for value in (branch, residual))
+        normed, _ = self._add_norm("model.norm.weight", residual, branch)
+        zero_points = graph.op("Gather", ["zero_points", "wanted"], axis=0)
+        rows = self.weights.rows(graph, normed, zero_points=zero_points)
+        head = embeddings if config.tie_embeddings else self.checkpoint.tensor("lm_head.weight")
+        graph.node("Identity", [linear(graph, self.weights, rows, "lm_head.weight", head)], ["logits"])
+        graph.output("logits", np.float32, ["wanted", config.vocab_size])
+        progress(config.num_layers, config.num_layers)
+
+    def _declare_inputs(self) -> None:
+        graph, config = self.graph, self.config
+        graph.input("hidden", np.float32, ["batch", "tokens", config.hidden_size])
+        graph.input("wanted", np.int64, ["wanted"])
+        graph.input("seqlens_k", np.int32, ["batch"])
+        graph.input("total_length", np.int32, [])
+        graph.input("packed_shape", np.int64, [3])
+        graph.input("zero_points", np.uint8, ["positions"])
+        positions = np.arange(config.context, dtype=np.float32)
+        angles = positions[:, None] * inverse_frequencies(config)
+        graph.constant("cosines", np.cos(angles))
+        graph.constant("sines", np.sin(angles))
+
+    def _norm(self, name: str, value: str) -> str:
+        gamma = self.graph.constant(name, self.checkpoint.tensor(name))
+        return self.graph.op("SimplifiedLayerNormalization", [value, gamma], epsilon=self.config.norm_epsilon)
+
+    def _add_norm(self, name: str, residual: str, branch: str) -> tuple[str, str]:
+        """The normalised sum of residual and branch, and the sum itself."""
+        gamma = self.graph.constant(name, self.checkpoint.tensor(name))
+        normed, total = f"{name}.normed", f"{name}.sum"
+        self.graph.node(
+            "SkipSimplifiedLayerNormalization",
+            [residual, branch, gamma],
+            [normed, "", "", total],
+            domain=CONTRIB,
+            epsilon=self.config.norm_epsilon,
+        )
+        return normed, total
+
+    def _attention(self, layer: int, normed: str) -> str:
+        graph, config = self.graph, self.config
+        prefix = f"model.layers.{layer}.self_attn"
+        parts = [f"{prefix}.{part}_proj" for part in "qkv"]
+        rows = self.weights.rows(graph, normed, zero_points="zero_points")
+        qkv = linear(
+            graph,
+            self.weights,
+            rows,
+            f"{prefix}.qkv_proj.weight",
+            np.concatenate([self.checkpoint.tensor(f"{part}.weight") for part in parts]),
+        )
+        if config.attention_bias:
+            bias = np.concatenate([self.checkpoint.tensor(f"{part}.bias") for part in parts])
+            qkv = graph.op("Add", [qkv, graph.constant(f"{prefix}.qkv_proj.bias", bias)])
+        cache: list[int | str] = ["batch", config.num_kv_heads, "length", config.head_dim]
+        past = [graph.input(f"past.{layer}.{kind}", np.float32, cache) for kind in ("key", "value")]
+        present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
+        attended = f"attended.{layer}"
+        graph.node(
+            "GroupQueryAttention",
+            [
+                graph.op("Reshape", [qkv, "packed_shape"]),
+                "",
+                "",
+                *past,
+                "seqlens_k",
+                "total_length",
+                "cosines",
+                "sines",
+            ],
+            [attended, *present],
+            domain=CONTRIB,
+            num_heads=config.num_heads,
+            kv_num_heads=config.num_kv_heads,
+            do_rotary=1,
+        )
+        for name in present:
+            graph.output(name, np.float32, cache)
+        flat = graph.op("Reshape", [attended], ints=[-1, config.num_heads * config.head_dim])
+        output = self._layer(f"{prefix}.o_proj", self.weights.rows(graph, flat, zero_points="zero_points"))
+        return self._bias(f"{prefix}.o_proj.bias", output) if config.attention_bias else output
+
+    def _mlp(self, prefix: str, normed: str) -> str:
+        graph = self.graph
+        rows = self.weights.rows(graph, normed, zero_points="zero_points")
+        gate = self._layer(f"{prefix}.gate_proj", rows)
+        up_weight = self.checkpoint.tensor(f"{prefix}.up_proj.weight")
+        if self.config.mlp_bias:
+            gate = self._bias(f"{prefix}.gate_proj.bias", gate)
+            up = self._bias(f"{prefix}.up_proj.bias", self._layer(f"{prefix}.up_proj", rows))
+            lacking = None
+        else:
+            # The rows' scale is positive and passes through the quantisation of what follows: carry it along.
+            up = self.weights.product(graph, rows, f"{prefix}.up_proj.weight", up_weight)
+            lacking = rows.scale
+        active = graph.op("QuickGelu", [gate], domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
+        inner = graph.op("Mul", [active, up])
+        rows = self.weights.rows(graph, inner, scale=lacking, zero_points="zero_points")
+        output = self._layer(f"{prefix}.down_proj", rows)
+        return self._bias(f"{prefix}.down_proj.bias", output) if self.config.mlp_bias else output
+
+    def _layer(self, name: str, rows: Rows) -> str:
+        return linear(self.graph, self.weights, rows, f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
+
+    def _bias(self, name: str, value: str) -> str:
+        return self.graph.op("Add", [value, self.graph.constant(name, self.checkpoint.tensor(name))])

@@ -1,0 +1,174 @@
+"""Weight formats: how one linear layer's weights are stored and which operators multiply by them.
+
+    fp32   one MatMul.
+    int8   weights one scale per output channel, activations one scale per row, the product exact in
+           integers: a row's result depends on nothing but the row, so batches and chunks cannot change it.
+    int4   MatMulNBits: weights in blocks along the input, activations quantised inside the kernel.
+
+Layers take rows that are flattened to two dimensions, [rows, in], and give [rows, out]. Rows are made ready
+once for all layers that read them (gate and up).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
+
+WeightFormat = Literal["fp32", "int8", "int4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Graph values [rows, size] in the form that a format's products read."""
+
+    value: str
+    """float32 rows, or the integers they were quantised to."""
+    scale: str | None = None
+    """float32 [rows, 1] that products of these rows still lack; None when they lack nothing."""
+
+
+class Format(Protocol):
+    """How linear layers are computed."""
+
+    variant: str
+    """Name of the format and its options: graphs of different variants are different files."""
+    invariant: bool
+    """True when a row's products depend on that row alone, bit for bit."""
+
+    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
+        """Make float rows ready to be multiplied; `scale` is a factor [rows, 1] that they still lack."""
+        ...
+
+    def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
+        """Rows [rows, in] times `weight` [out, in] transposed, still lacking `rows.scale`."""
+        ...
+
+
+def linear(graph: GraphBuilder, weights: Format, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
+    """A whole linear layer: [rows, in] to float32 [rows, out]."""
+    product = weights.product(graph, rows, name, weight)
+    return product if rows.scale is None else graph.op("Mul", [product, rows.scale])
+
+
+class Fp32:
+    """Plain float32 products."""
+
+    variant = "fp32"
+    invariant = True
+
+    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
+        """Rows as they are."""
+        return Rows(value, scale)
+
+    def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
+        """One MatMul."""
+        return graph.op("MatMul", [rows.value, graph.constant(name, np.ascontiguousarray(weight.T))])
+
+
+class Int8:
+    """Row-wise int8: absolute maximum of each row, one QuantizeLinear, exact integer products.
+
+    Activations are unsigned with zero point 128 because the fast kernels multiply unsigned by signed.
+    Where those kernels saturate their 16-bit intermediate sums (AVX2 without VNNI), weights are stored
+    unsigned too, for which the kernels are exact; both give the same numbers.
+    """
+
+    invariant = True
+
+    def __init__(self, *, signed_weights: bool) -> None:
+        self.variant = f"int8-{'signed' if signed_weights else 'unsigned'}"
+        self.signed_weights = signed_weights
+
+    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
+        """Quantise each row to its own range; `zero_points` names uint8 [rows], 128 each."""
+        largest = graph.op("ReduceMax", [graph.op("Abs", [value])], ints=[1], keepdims=1)
+        step = graph.op("Mul", [largest, graph.shared("int8_range", np.array(1 / 127, np.float32))])
+        # A row of zeros has step 0: it is quantised to some integers, and those times 0 are 0 again.
+        flat = graph.op("Reshape", [step], ints=[-1])
+        integers = graph.op("QuantizeLinear", [value, flat, zero_points], axis=0)
+        return Rows(integers, step if scale is None else graph.op("Mul", [step, scale]))
+
+    def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
+        """Exact integer product; each output channel has a scale of its own."""
+        scale = np.abs(weight).max(axis=1) / np.float32(127)
+        scale[scale == 0] = 1
+        integers = np.rint(weight / scale[:, None]).astype(np.int16)
+        stored = integers.astype(np.int8) if self.signed_weights else (integers + 128).astype(np.uint8)
+        zero_point = np.int8(0) if self.signed_weights else np.uint8(128)
+        return graph.op(
+            "MatMulIntegerToFloat",
+            [
+                rows.value,
+                graph.constant(f"{name}.integers", np.ascontiguousarray(stored.T)),
+                graph.shared("one", np.array(1, np.float32)),
+                graph.constant(f"{name}.scale", scale.astype(np.float32)),
+                graph.shared("zero_point", np.array(128, np.uint8)),
+                graph.shared("weight_zero_point", np.array(zero_point)),
+            ],
+            domain=CONTRIB,
+        )
+
+
+class Int4:
+    """MatMulNBits, blocks of 32 weights with a scale and a zero point, activations int8 inside the kernel.
+
+    Fast at one row; a row's result may depend on its batch, so it is never chosen by itself.
+    """
+
+    invariant = False
+
+    def __init__(self, *, block: int = 32) -> None:
+        self.variant = f"int4-{block}"
+        self.block = block
+
+    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
+        """Rows as they are; the kernel quantises them."""
+        return Rows(value, scale)
+
+    def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
+        """One MatMulNBits."""
+        packed, scales, zeros = quantise_blocks(weight, self.block)
+        return graph.op(
+            "MatMulNBits",
+            [
+                rows.value,
+                graph.constant(f"{name}.packed", packed),
+                graph.constant(f"{name}.scales", scales),
+                graph.constant(f"{name}.zeros", zeros),
+            ],
+            domain=CONTRIB,
+            K=weight.shape[1],
+            N=weight.shape[0],
+            bits=4,
+            block_size=self.block,
+            accuracy_level=4,
+        )
+
+
+def quantise_blocks(
+    weight: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """Asymmetric 4-bit quantisation of [out, in] in blocks along the input, in MatMulNBits' layout.
+
+    Returns packed values [out, blocks, block / 2] (low nibble first), scales [out, blocks * 1] and zero
+    points [out, ceil(blocks / 2)] packed alike. The input is padded to whole blocks.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // block)
+    padded = np.zeros((rows, blocks * block), np.float32)
+    padded[:, :columns] = weight
+    values = padded.reshape(rows, blocks, block)
+    low, high = np.minimum(values.min(2), 0), np.maximum(values.max(2), 0)
+    scales = ((high - low) / np.float32(15)).astype(np.float32)
+    scales[scales == 0] = 1
+    zeros = np.clip(np.rint(-low / scales), 0, 15).astype(np.uint8)
+    quantised = np.clip(np.rint(values / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
+    packed = quantised[..., 0::2] | (quantised[..., 1::2] << 4)
+    if blocks % 2:
+        zeros = np.concatenate([zeros, np.zeros((rows, 1), np.uint8)], axis=1)
+    return packed, scales, zeros[:, 0::2] | (zeros[:, 1::2] << 4)

@@ -1,0 +1,54 @@
+"""From a checkpoint to a runner: pick the format, convert once, open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from arriero.models.architecture import Checkpoint
+from arriero.models.cache import converted
+from arriero.runners.onnx.decoder import build_decoder
+from arriero.runners.onnx.formats import Format, Fp32, Int4, Int8, WeightFormat
+from arriero.runners.onnx.probe import signed_weights_are_exact
+from arriero.runners.onnx.runner import OnnxRunner
+
+
+def load_runner(
+    checkpoint: Checkpoint,
+    *,
+    weights: WeightFormat | Literal["auto"],
+    slots: int,
+    context: int,
+    threads: int,
+    cache: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> OnnxRunner:
+    """A runner for a checkpoint, from its converted graph in `cache`, which is made at the first call.
+
+    `weights` auto is int8: the fastest format whose answers do not depend on what else runs.
+    `slots` sequences of up to `context` tokens each; `threads` cores compute. `progress(done, total)` is
+    called while converting, with the number of layers.
+
+    Raises:
+        ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
+    """
+    form = _format(weights)
+    key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
+    directory = converted(cache, key, lambda empty: build_decoder(checkpoint, form, empty, progress))
+    return OnnxRunner(
+        directory,
+        checkpoint.config,
+        num_slots=slots,
+        context=context,
+        threads=threads,
+        invariant=form.invariant,
+    )
+
+
+def _format(weights: WeightFormat | Literal["auto"]) -> Format:
+    if weights == "fp32":
+        return Fp32()
+    if weights == "int4":
+        return Int4()
+    return Int8(signed_weights=signed_weights_are_exact())
