@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from arriero.models.architecture import DecoderConfig
+from arriero.models.card import ModelCard, num_parameters
+
+
+def test_parameters_of_a_known_model() -> None:
+    """SmolLM2-135M: 134,515,008 weights, as its publisher's safetensors file lists them."""
+    config = DecoderConfig(
+        family="llama",
+        num_layers=30,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        vocab_size=49152,
+        context=8192,
+        norm_epsilon=1e-5,
+        rope_theta=100000.0,
+        tie_embeddings=True,
+    )
+    assert num_parameters(config) == 134_515_008
+
+
+def test_a_model_without_a_chat_template_only_completes() -> None:
+    def card(has_chat_template: bool) -> ModelCard:
+        return ModelCard(
+            name="tiny",
+            source="/models/tiny.gguf",
+            family="llama",
+            parameters=1,
+            context=256,
+            vocab_size=48,
+            source_format="F32",
+            weights="fp32",
+            invariant=True,
+            has_chat_template=has_chat_template,
+        )
+
+    assert card(True).tasks == ("completion", "chat")
+    assert card(False).tasks == ("completion",)
