@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from arriero.core import Event, Finished, FinishReason, Token
@@ -51,7 +51,7 @@ async def stream_text(
     *,
     stop_strings: Sequence[str] = (),
     skip_special_tokens: bool = True,
-) -> AsyncIterator[list[Delta | Ended]]:
+) -> AsyncGenerator[list[Delta | Ended], None]:
     """Text of a request's choices as it comes: the tokens' text, cut before the earliest stop string.
 
     The lists are never empty; each has at most one delta a choice, and the endings after all deltas. A choice

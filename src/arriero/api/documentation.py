@@ -1,0 +1,88 @@
+"""The OpenAPI document, and `/docs`, a page that shows it without fetching anything from elsewhere."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from arriero.api.parameters import ChatParameters, CompletionParameters, GenerationParameters
+from arriero.api.schemas import Error
+from arriero.wire.headers import IGNORED
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Error, "description": "The request cannot be honoured; `param` names what is at fault."},
+    404: {"model": Error, "description": "No such model."},
+    413: {"model": Error, "description": "The body is too large."},
+    415: {"model": Error, "description": "The body is not declared to be JSON."},
+    500: {"model": Error, "description": "The engine failed."},
+    503: {"model": Error, "description": "No room for the request now; `Retry-After` says when to try again."},
+}
+
+_SCHEMA = "#/components/schemas/{model}"
+_ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
+
+
+def describe_generation(
+    parameters: type[GenerationParameters], answer: type[BaseModel], chunk: type[BaseModel]
+) -> dict[str, Any]:
+    """What FastAPI is to document of a route that reads its body and writes its answer by itself."""
+    stream = {"schema": {"$ref": _SCHEMA.format(model=chunk.__name__)}}
+    headers = {IGNORED: {"description": "Parameters that nobody knows.", "schema": {"type": "string"}}}
+    success = {"model": answer, "headers": headers, "content": {"text/event-stream": stream}}
+    body = {"application/json": {"schema": {"$ref": _SCHEMA.format(model=parameters.__name__)}}}
+    return {
+        "responses": {200: success | {"description": "The answer, or the stream of its parts."}, **ERRORS},
+        "openapi_extra": {"requestBody": {"required": True, "content": body}},
+    }
+
+
+def document(app: FastAPI, *described: type[BaseModel]) -> None:
+    """Have `app.openapi()` also describe what routes take and give without telling FastAPI."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = generate()["components"]["schemas"]
+            schemas.update(_schemas("validation", ChatParameters, CompletionParameters))
+            schemas.update(_schemas("serialization", *described))
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _schemas(mode: Any, *models: type[BaseModel]) -> dict[str, Any]:
+    _, definitions = models_json_schema([(model, mode) for model in models], ref_template=_SCHEMA)
+    return dict(definitions["$defs"])
+
+
+def documentation_routes(title: str) -> APIRouter:
+    """`/docs` and what the page is made of."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/docs")
+    async def show_documentation() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=title,
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="docs/favicon-32x32.png",
+        )
+
+    for name, media_type in _ASSETS.items():
+        routes.add_api_route(f"/docs/{name}", _asset(name, media_type))
+    return routes
+
+
+def _asset(name: str, media_type: str) -> Any:
+    async def serve_asset() -> Response:
+        content = resources.files("fastapi_swagger").joinpath("resources", name).read_bytes()
+        return Response(content, media_type=media_type, headers={"cache-control": "max-age=86400"})
+
+    return serve_asset

@@ -1,0 +1,47 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`: which models this server answers for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from arriero.api.documentation import ERRORS
+from arriero.api.schemas import Model, ModelList
+from arriero.pool import Pool, ServedModel
+
+OWNER = "arriero"
+
+
+def model_routes(pool: Pool) -> APIRouter:
+    """The routes that tell about the models of `pool`."""
+    routes = APIRouter(tags=["Models"])
+
+    @routes.get("/v1/models", response_model=ModelList)
+    async def list_models() -> dict[str, Any]:
+        """List the models."""
+        return {"object": "list", "data": [_describe(model) for model in pool.list()]}
+
+    @routes.get("/v1/models/{model:path}", response_model=Model, responses={404: ERRORS[404]})
+    async def retrieve_model(model: str) -> dict[str, Any]:
+        """Tell about one model; its id may contain slashes."""
+        return _describe(pool.get(model))
+
+    return routes
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": OWNER,
+        "card": {
+            "context": model.engine.context,
+            "parameters": model.card.parameters,
+            "family": model.card.family,
+            "source_format": model.card.source_format,
+            "weights": model.card.weights,
+            "invariant": model.card.invariant,
+        },
+    }

@@ -1,0 +1,161 @@
+"""What the endpoints answer, for the OpenAPI page and the tests; answers are written as JSON without these.
+
+Names and types are those of the OpenAI reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptTokensDetails(BaseModel):
+    """Parts of `prompt_tokens`."""
+
+    cached_tokens: int = Field(description="Those that needed no computation, because their prefix was at hand.")
+    audio_tokens: Literal[0]
+
+
+class CompletionTokensDetails(BaseModel):
+    """Parts of `completion_tokens`."""
+
+    reasoning_tokens: Literal[0]
+    audio_tokens: Literal[0]
+    accepted_prediction_tokens: Literal[0]
+    rejected_prediction_tokens: Literal[0]
+
+
+class Usage(BaseModel):
+    """Tokens that a request took, all its choices together."""
+
+    prompt_tokens: int
+    completion_tokens: int = Field(description="Tokens generated, those that ended an answer included.")
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class AnswerMessage(BaseModel):
+    """What the assistant says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    annotations: list[Any]
+
+
+class ChatChoice(BaseModel):
+    """One of the `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """The answer of `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int = Field(description="Seconds since the epoch.")
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    service_tier: Literal["default"]
+    system_fingerprint: str
+
+
+class ChoiceDelta(BaseModel):
+    """What a chunk adds to the message; the first one of a choice has the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """What a chunk adds to a choice."""
+
+    index: int
+    delta: ChoiceDelta
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of a streamed chat completion."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice] = Field(description="One choice; none in the event that has the usage.")
+    usage: Usage | None = Field(None, description="With `include_usage`: null but in the last event.")
+    service_tier: Literal["default"]
+    system_fingerprint: str
+
+
+class CompletionChoice(BaseModel):
+    """One continuation; that of prompt p and answer k has index p * n + k."""
+
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: FinishReason | None = Field(description="Null only in a stream, until the choice is complete.")
+
+
+class Completion(BaseModel):
+    """The answer of `POST /v1/completions`, and one event of it when streamed."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int = Field(description="Seconds since the epoch.")
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = Field(None, description="In a stream: with `include_usage`, null but in the last event.")
+    system_fingerprint: str
+
+
+class Model(BaseModel):
+    """A model that this server answers for."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="Seconds since the epoch.")
+    owned_by: str
+    card: dict[str, str | int | bool] = Field(description="What is particular to this server's copy of the model.")
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok", "failed"]
+    models: dict[str, dict[str, int] | None] = Field(
+        description="By model: counts of its engine since the start; null for an engine that failed."
+    )
+
+
+class ErrorDetails(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="The request's parameter at fault, as a dotted path.")
+    code: str | None
+
+
+class Error(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorDetails

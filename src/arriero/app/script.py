@@ -1,0 +1,183 @@
+"""Scripted replies: a model that needs no weights, for tests, demonstrations and benchmarks of everything above it.
+
+Tokenizer, template, engine and runner are the real ones; only what the runner predicts is written down beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from arriero import __version__
+from arriero.config import Settings
+from arriero.engine.local import LocalEngine
+from arriero.errors import ConfigError
+from arriero.models.card import ModelCard
+from arriero.models.metadata import TextMetadata
+from arriero.models.tokenizer import Tokenizer
+from arriero.pool import ServedModel
+from arriero.runners.scripted import ScriptedRunner
+from arriero.text.chat import ChatTemplate
+from arriero.text.stop import stop_constraints
+
+NAME = "scripted"
+CONTEXT = 32_768
+
+_TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is replied to a text in which `pattern` is found."""
+
+    pattern: re.Pattern[str]
+    reply: str
+
+
+def scripted_model(settings: Settings) -> ServedModel:
+    """A model that replies from `settings.script`, or with the last user message, or with the whole prompt.
+
+    Its tokens are bytes. Raises `ConfigError` for a script that cannot be read.
+    """
+    rules = read_script(settings.script) if settings.script else []
+    tokenizer = byte_tokenizer()
+    context = settings.context or CONTEXT
+    end = tokenizer.control_tokens[_TURN_END]
+
+    def reply(prompt: tuple[int, ...]) -> Sequence[int]:
+        text = _last_user_text(tokenizer, prompt)
+        answer = next((rule.reply for rule in rules if rule.pattern.search(text)), text)
+        return tokenizer.encode(answer, add_special_tokens=False, parse_special=False)
+
+    def runner() -> ScriptedRunner:
+        return ScriptedRunner(
+            vocab_size=tokenizer.vocab_size,
+            num_slots=settings.slots,
+            context=context,
+            end_token_id=end,
+            reply=reply,
+            pace=1 / settings.pace if settings.pace else 0.0,
+        )
+
+    return ServedModel(
+        card=ModelCard(
+            name=settings.model_name or NAME,
+            source=str(settings.script or "echo"),
+            family=NAME,
+            parameters=0,
+            context=context,
+            vocab_size=tokenizer.vocab_size,
+            source_format="script",
+            weights="none",
+            invariant=True,
+            has_chat_template=True,
+        ),
+        created=int(time.time()),
+        engine=LocalEngine(runner, constraints=stop_constraints(tokenizer), max_queue=settings.max_queue),
+        tokenizer=tokenizer,
+        template=ChatTemplate(_TEMPLATE, tokenizer),
+        fingerprint=f"fp_{NAME}_{__version__}",
+    )
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer whose tokens are the 256 bytes and the two marks of the ChatML conversation format."""
+    characters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    marks = {mark: len(characters) + place for place, mark in enumerate((_TURN_START, _TURN_END))}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    document: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": id,
+                "content": mark,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for mark, id in marks.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {each: id for id, each in enumerate(characters)} | marks, "merges": []},
+    }
+    metadata = TextMetadata(
+        chat_template=_TEMPLATE,
+        special_tokens={"eos_token": _TURN_END},
+        bos_token_id=None,
+        end_token_ids=frozenset({marks[_TURN_END]}),
+        add_bos=None,
+        context=None,
+    )
+    return Tokenizer(Path(NAME), document, metadata)
+
+
+def read_script(path: Path) -> list[Rule]:
+    """The rules of a script file: a JSON array of objects, or one object a line.
+
+    An object has `reply` and one of `match` (a text that is to be contained) and `pattern` (a regular expression
+    that is to be found); one with neither matches everything. The first rule that matches counts.
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry is malformed; the message says which.
+    """
+    try:
+        source = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the script {path}: {error}") from None
+    try:
+        if source.lstrip().startswith("["):
+            entries = json.loads(source)
+        else:
+            entries = [json.loads(line) for line in source.splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the script {path} is not JSON: {error}") from None
+    return [_rule(path, number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def _rule(path: Path, number: int, entry: Any) -> Rule:
+    where = f"entry {number} of the script {path}"
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise ConfigError(f"{where} is not an object of strings")
+    if (
+        "reply" not in entry
+        or not entry.keys() <= {"reply", "match", "pattern"}
+        or {"match", "pattern"} <= entry.keys()
+    ):
+        raise ConfigError(f"{where} needs 'reply' and at most one of 'match' and 'pattern', and nothing else")
+    try:
+        pattern = re.compile(entry.get("pattern", re.escape(entry.get("match", ""))))
+    except re.error as error:
+        raise ConfigError(f"the pattern in {where} is no regular expression: {error}") from None
+    return Rule(pattern, entry["reply"])
+
+
+def _last_user_text(tokenizer: Tokenizer, prompt: tuple[int, ...]) -> str:
+    """What the user said last; the whole prompt where it is no conversation."""
+    start, end = (tokenizer.control_tokens[mark] for mark in (_TURN_START, _TURN_END))
+    starts = [place for place, token in enumerate(prompt) if token == start]
+    for begin in reversed(starts):
+        stop = prompt.index(end, begin) if end in prompt[begin:] else len(prompt)
+        role, _, text = tokenizer.decode(prompt[begin + 1 : stop]).partition("\n")
+        if role == "user":
+            return text
+    return tokenizer.decode(prompt)

@@ -1,0 +1,132 @@
+"""Servers of the scripted engine: in this process for requests, on a port of their own for clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from arriero.api.application import application
+from arriero.api.generation import Delivery
+from arriero.app import create_app
+from arriero.app.script import scripted_model
+from arriero.config import Settings, load
+from arriero.models.catalog import DEFAULT_MODEL
+from arriero.models.download import fetch
+from arriero.pool import Pool, ServedModel
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what other threads bring about; fails after ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # nobody announces it
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class Served:
+    """A model behind the API, reached without a network."""
+
+    client: httpx.AsyncClient
+    model: ServedModel
+
+    async def post(self, path: str, **body: Any) -> httpx.Response:
+        return await self.client.post(path, json={"model": self.model.name, **body})
+
+    async def chat(self, content: Any = "Hello", **body: Any) -> httpx.Response:
+        return await self.post("/v1/chat/completions", messages=[{"role": "user", "content": content}], **body)
+
+    async def complete(self, prompt: Any = "Hello", **body: Any) -> httpx.Response:
+        return await self.post("/v1/completions", prompt=prompt, **body)
+
+    async def until_busy(self) -> None:
+        """Wait until a request is at work."""
+        await eventually(lambda: self.model.engine.stats().running > 0)
+
+
+def settings_for(directory: Path, script: list[dict[str, str]] | None = None, **settings: Any) -> Settings:
+    if script is not None:
+        settings["script"] = directory / "script.json"
+        settings["script"].write_text(json.dumps(script), "utf-8")
+    return Settings(engine="scripted", **settings)
+
+
+@pytest.fixture
+async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
+    """Start a scripted model; takes `script`, any setting, and `delivery`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(delivery: Delivery | None = None, **settings: Any) -> Served:
+            model = scripted_model(settings_for(tmp_path, **settings))
+            await model.engine.start()
+            stack.push_async_callback(model.engine.close)
+            transport = httpx.ASGITransport(application(Pool([model]), delivery=delivery), raise_app_exceptions=False)
+            client = httpx.AsyncClient(transport=transport, base_url="http://arriero")
+            return Served(await stack.enter_async_context(client), model)
+
+        yield start
+
+
+@pytest.fixture
+async def served(serve: Callable[..., Awaitable[Served]]) -> Served:
+    """A model that echoes."""
+    return await serve()
+
+
+@dataclass
+class Live:
+    """A server on a port of its own."""
+
+    url: str
+    model: ServedModel
+
+    async def until_idle(self) -> None:
+        """Wait until the engine has nothing to do."""
+        await eventually(lambda: not self.model.engine.stats().running)
+
+
+@contextmanager
+def live_server(settings: Settings) -> Iterator[Live]:
+    model = scripted_model(settings)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, model), lifespan="off", log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        async def run() -> None:
+            await model.engine.start()
+            await server.serve([listening])
+            await model.engine.close()
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.01)
+            yield Live(f"http://127.0.0.1:{listening.getsockname()[1]}", model)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def go_live(tmp_path: Path) -> Iterator[Callable[..., Live]]:
+    """Start a server; takes `script` and any setting."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(live_server(settings_for(tmp_path, **settings)))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The catalog's real model, downloaded once into Arriero's own cache."""
+    return fetch(DEFAULT_MODEL, load({}).cache)
