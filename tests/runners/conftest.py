@@ -1,35 +1,49 @@
 """The runners that the contract in test_contract.py is held against: add a line to SUBJECTS and yours is too."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from arriero.core import Runner
+from arriero.runners.onnx import load_runner
+from arriero.runners.onnx.formats import WeightFormat
 from arriero.runners.scripted import ScriptedRunner
+from references.tiny_models import CASES, random_checkpoint
 
 
 class Subject(NamedTuple):
     """A runner of at least 6 slots, 64 tokens of context and 50 tokens of vocabulary."""
 
-    make: Callable[[], Runner]
+    make: Callable[[Path], Runner]
+    """Called with an empty directory of its own."""
     tolerance: float
     """How far logits may differ when only the company or the cutting of the prompt does; 0 is bit for bit."""
 
 
-def scripted() -> Runner:
+def scripted(directory: Path) -> Runner:
     return ScriptedRunner(vocab_size=60, num_slots=6, context=64, end_token_id=0)
+
+
+def onnx(directory: Path, *, weights: WeightFormat) -> Runner:
+    checkpoint = random_checkpoint(CASES["grouped"])
+    return load_runner(checkpoint, weights=weights, slots=6, context=64, threads=1, cache=directory)
 
 
 SUBJECTS = {
     "scripted": Subject(scripted, 0.0),
+    "onnx-fp32": Subject(partial(onnx, weights="fp32"), 1e-4),
+    "onnx-int8": Subject(partial(onnx, weights="int8"), 0.0),
+    "onnx-int4": Subject(partial(onnx, weights="int4"), 0.5),
 }
 
 
 @pytest.fixture(scope="module", params=SUBJECTS)
-def subject(request) -> Iterator[tuple[Runner, float]]:
+def subject(request, tmp_path_factory) -> Iterator[tuple[Runner, float]]:
     """Each runner in turn, with its tolerance."""
     made = SUBJECTS[request.param]
-    runner = made.make()
+    runner = made.make(tmp_path_factory.mktemp(request.param))
     yield runner, made.tolerance
     runner.close()

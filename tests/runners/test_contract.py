@@ -83,22 +83,26 @@ def test_nothing_wanted_nothing_given(runner):
 def test_all_positions_are_what_each_would_be_as_the_last(runner, same):
     logits = run(runner, (0, A, 0, Want.ALL))
     assert logits.shape == (len(A), runner.info.vocab_size)
-    for position, token in enumerate(A):
-        same(run(runner, (1, [token], position)), logits[position : position + 1])
+    unit = runner.info.min_prompt_chunk
+    for start in range(len(A) + 1 - unit):
+        runner.truncate(1, start)
+        end = start + unit
+        same(run(runner, (1, A[start:end], start)), logits[end - 1 : end])
 
 
 @pytest.mark.parametrize("cuts", [[1], [6], [3], [1, 2, 3], [2, 5], [1, 2, 3, 4, 5, 6]], ids=str)
 def test_a_prompt_in_chunks_is_the_prompt_at_once(runner, same, cuts):
-    bounds = [0, *cuts, len(A)]
-    for start, end in pairwise(bounds):
-        logits = run(runner, (0, A[start:end], start, Want.LAST if end == len(A) else Want.NOTHING))
-    same(logits, alone(runner, A))
-    same(run(runner, (0, [4], len(A))), alone(runner, A, [4]))
+    unit = runner.info.min_prompt_chunk
+    prompt = A * unit
+    for start, end in pairwise(unit * cut for cut in [0, *cuts, len(A)]):
+        logits = run(runner, (0, prompt[start:end], start, Want.LAST if end == len(prompt) else Want.NOTHING))
+    same(logits, alone(runner, prompt))
+    same(run(runner, (0, [4], len(prompt))), alone(runner, prompt, [4]))
 
 
 def test_all_positions_in_chunks_are_all_positions_at_once(runner, same):
     whole = run(runner, (0, C, 0, Want.ALL))
-    parts = [run(runner, (1, C[start:end], start, Want.ALL)) for start, end in ((0, 4), (4, 5), (5, 10))]
+    parts = [run(runner, (1, C[start:end], start, Want.ALL)) for start, end in ((0, 4), (4, 6), (6, 10))]
     same(np.concatenate(parts), whole)
 
 

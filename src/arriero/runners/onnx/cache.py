@@ -85,7 +85,7 @@ class KeyValueCache:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Give each destination slot its source's contents, all at once."""
-        sources = [self._rows[source] for source, _ in pairs]
+        sources = [self.row(source) for source, _ in pairs]
         lengths = [self._lengths[row] for row in sources]
         destinations = [self.row(destination) for _, destination in pairs]
         longest = max(lengths, default=0)
