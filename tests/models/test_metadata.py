@@ -55,6 +55,13 @@ def test_gguf_end_tokens_by_id_and_by_name(gguf_metadata: Callable[..., TextMeta
     assert gguf_metadata(by_name).end_token_ids == {2, 3}
 
 
+def test_gguf_sentencepiece_ids_that_go_without_saying(gguf_metadata: Callable[..., TextMetadata]) -> None:
+    metadata = gguf_metadata({"tokenizer.ggml.model": "llama"})
+    assert metadata.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert metadata.bos_token_id == 1
+    assert metadata.end_token_ids == {2}
+
+
 @pytest.mark.parametrize(
     ("fields", "add_bos"),
     [

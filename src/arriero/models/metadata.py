@@ -15,6 +15,8 @@ Value = TypeVar("Value")
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GGUF_NAMES = {"unk_token": "unknown_token", "sep_token": "seperator_token", "pad_token": "padding_token"}
+_SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+"""What a SentencePiece vocabulary means when it does not say, as in llama.cpp."""
 _CONTROL_TOKEN = 3
 _TURN_ENDS = frozenset(
     {"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"}
@@ -57,9 +59,11 @@ def _from_gguf(path: Path, fields: Mapping[str, Any]) -> TextMetadata:
     if tokens and not isinstance(tokens[0], str):
         raise ModelLoadError(f"{path}: tokenizer.ggml.tokens is a list of {type(tokens[0]).__name__}, expected texts.")
 
+    defaults = _SENTENCEPIECE_IDS if fields.get("tokenizer.ggml.model") == "llama" else {}
+
     def token_id(name: str) -> int | None:
         key = f"tokenizer.ggml.{_GGUF_NAMES.get(name, name)}_id"
-        number = _typed(path, key, fields.get(key), int)
+        number = _typed(path, key, fields.get(key, defaults.get(name)), int)
         return number if number is not None and 0 <= number < len(tokens) else None
 
     special = {name: token_id(name) for name in _SPECIAL_TOKENS}
