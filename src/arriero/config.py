@@ -143,6 +143,8 @@ def default(field: FieldInfo) -> str:
         return value.human_readable().replace(".0", "")
     if isinstance(value, Path) and value.is_relative_to(Path.home()):
         return f"~/{value.relative_to(Path.home()).as_posix()}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return "" if value is None else str(value)
 
 

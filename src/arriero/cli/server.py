@@ -73,14 +73,11 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
 
     def _stop(self) -> None:
-        if not self.should_exit:
-            self.should_exit = True
-            if self.server_state.tasks:
-                logger.info("Stopping; running answers may finish, a second signal stops at once")
-            return
-        self.force_exit = True
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        if self.should_exit:
+            os._exit(0)  # At once: a step that is being computed would hold up every other way.
+        self.should_exit = True
+        if self.server_state.tasks:
+            logger.info("Stopping; running answers may finish, a second signal stops at once")
 
 
 def bind(host: str, port: int) -> socket.socket:

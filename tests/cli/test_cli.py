@@ -1,0 +1,142 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from arriero import __version__, config
+
+
+async def test_the_version(run):
+    finished = await run("--version")
+    assert (finished.status, finished.stdout, finished.stderr) == (0, f"arriero {__version__}\n", "")
+
+
+def test_the_version_needs_nothing_big():
+    code = (
+        "import sys; sys.argv = ['arriero', '--version']; import arriero.cli; arriero.cli.main(); print(*sys.modules)"
+    )
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"numpy", "pydantic", "typer", "fastapi", "onnxruntime"}.isdisjoint(modules)
+
+
+async def test_help_names_the_commands(run):
+    finished = await run("--help")
+    assert finished.status == 0
+    assert "serve" in finished.stdout
+    assert "bench" in finished.stdout
+
+
+async def test_help_of_serve_shows_every_setting_in_all_its_forms(run):
+    finished = await run("serve", "--help")
+    assert finished.status == 0
+    for name, field in config.Settings.model_fields.items():
+        assert config.flag(name) in finished.stdout
+        assert config.variable(name) in finished.stdout
+        assert config.default(field) in finished.stdout
+    assert "auto|int8|int4|fp32" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--port", "70000"), "arriero: --port is '70000', expected a whole number from 0 to 65535\n"),
+        (
+            ("--weights", "int9"),
+            "arriero: --weights is 'int9', expected one of auto, int8, int4, fp32 (did you mean int8?)\n",
+        ),
+        (("--config", "/nowhere.toml"), "arriero: cannot read the configuration file /nowhere.toml: No such file"),
+        (("--host", "not.a.host.invalid"), "arriero: cannot listen on not.a.host.invalid: "),
+    ],
+)
+async def test_a_wrong_setting_is_one_sentence(run, arguments, message):
+    finished = await run("serve", *arguments)
+    assert finished.status == 1
+    assert finished.stderr.startswith(message)
+    assert finished.stderr.count("\n") == 1
+    assert finished.stdout == ""
+
+
+async def test_a_wrong_variable_is_one_sentence(run):
+    finished = await run("serve", ARRIERO_SLOTZ="1")
+    assert (finished.status, finished.stdout) == (1, "")
+    assert finished.stderr == "arriero: ARRIERO_SLOTZ in the environment is no setting (did you mean ARRIERO_SLOTS?)\n"
+
+
+async def test_an_unknown_flag_is_a_usage_error(run):
+    finished = await run("serve", "--slotz", "1")
+    assert finished.status == 2
+    assert "--slotz" in finished.stderr
+
+
+def test_the_readme_has_every_setting():
+    subprocess.run([sys.executable, "scripts/settings_table.py", "--check"], check=True)
+
+
+async def test_bench_shows_a_table_and_writes_json(run, serve, tmp_path):
+    file = tmp_path / "figures.json"
+    async with serve() as server:
+        finished = await run(
+            "bench",
+            server.url,
+            "--clients",
+            "1,2",
+            "--requests",
+            "4",
+            "--max-tokens",
+            "8",
+            "--prompt-tokens",
+            "20",
+            "--json",
+            str(file),
+        )
+    assert (finished.status, finished.stderr) == (0, "")
+    assert "2 clients" in finished.stdout
+    runs = json.loads(file.read_text())["runs"]
+    assert [run["load"]["clients"] for run in runs] == [1, 2]
+    for each in runs:
+        assert each["errors"] == {}
+        assert each["output_tokens"] == 4 * 8  # It echoes the prompt, which is longer.
+        assert each["output_tokens_from_usage"]
+        assert each["finish_reasons"] == {"length": 4}
+    assert runs[0]["load"]["seed"] != runs[1]["load"]["seed"]
+
+
+async def test_bench_writes_json_alone_to_stdout(run, serve):
+    async with serve() as server:
+        finished = await run(
+            "bench",
+            server.url,
+            "--rate",
+            "50",
+            "--requests",
+            "3",
+            "--endpoint",
+            "completions",
+            "--no-stream",
+            "--json",
+            "-",
+        )
+    assert json.loads(finished.stdout)["runs"][0]["answered"] == 3
+    assert "50 requests/s" in finished.stderr
+
+
+async def test_bench_of_nobody_is_one_sentence(run):
+    finished = await run("bench", "http://127.0.0.1:1")
+    assert (finished.status, finished.stdout) == (1, "")
+    assert finished.stderr == "arriero: http://127.0.0.1:1 cannot be reached: connection refused\n"
+
+
+async def test_bench_without_an_answer_fails(run):
+    finished = await run("bench", "http://127.0.0.1:1", "--model", "any", "--clients", "1")
+    assert finished.status == 1
+    assert "8 failed: connection refused" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--clients", "0"), ("--clients", "many"), ("--extra-body", "[]"), ("--extra-body", "{"), ("--rate", "0")],
+)
+async def test_bench_refuses_what_makes_no_sense(run, arguments):
+    finished = await run("bench", "http://127.0.0.1:1", *arguments)
+    assert finished.status == 2

@@ -1,0 +1,170 @@
+import asyncio
+import json
+import shlex
+import signal
+import socket
+
+import httpx
+import pytest
+
+TEXT = "one two three four five six seven eight nine ten"
+
+
+def chat(text: str, **others: object) -> dict[str, object]:
+    return {"model": "scripted", "messages": [{"role": "user", "content": text}], **others}
+
+
+def joined(lines: list[str]) -> str:
+    """The text of a stream's lines."""
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return "".join(choice["delta"].get("content") or "" for event in events for choice in event.get("choices", ()))
+
+
+async def test_ready_lines_name_the_address_and_a_command_that_works(serve):
+    async with serve("--model-name", 'it\'s a "name"') as server:
+        arguments = shlex.split(server.curl)
+        assert arguments[0] == "curl"
+        process = await asyncio.create_subprocess_exec(
+            *arguments, "--silent", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        answer = json.loads((await process.communicate())[0])
+    assert answer["model"] == 'it\'s a "name"'
+    assert answer["choices"][0]["message"]["content"] == "Tell me a joke."
+
+
+async def test_settings_reach_the_server_from_file_variable_and_flag(serve, tmp_path):
+    file = tmp_path / "arriero.toml"
+    file.write_text('model_name = "from-file"\nslots = 3\nbody_limit = "1KiB"\n')
+    async with (
+        serve("--config", str(file), "--slots", "5", ARRIERO_MODEL_NAME="from-variable") as server,
+        httpx.AsyncClient() as client,
+    ):
+        models = (await client.get(f"{server.url}/v1/models")).json()
+        health = (await client.get(f"{server.url}/health")).json()
+        too_big = await client.post(f"{server.url}/v1/chat/completions", json=chat("x" * 2000))
+    assert models["data"][0]["id"] == "from-variable"
+    assert health["models"]["from-variable"]["num_slots"] == 5
+    assert too_big.status_code == 413
+
+
+async def test_nothing_but_the_ready_lines_is_printed(serve):
+    async with serve() as server, httpx.AsyncClient() as client:
+        await client.post(f"{server.url}/v1/chat/completions", json=chat("hello"))
+        server.process.send_signal(signal.SIGTERM)
+        finished = await server.end()
+    assert (finished.status, finished.stdout, finished.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_running_stream_finishes_when_the_server_is_told_to_stop(serve, number):
+    async with serve("--pace", "50") as server, httpx.AsyncClient() as client:
+        request = client.stream("POST", f"{server.url}/v1/chat/completions", json=chat(TEXT, stream=True))
+        async with request as response:
+            lines = []
+            async for line in response.aiter_lines():
+                if not lines:
+                    server.process.send_signal(number)
+                lines.append(line)
+        finished = await server.end()
+    assert joined(lines) == TEXT
+    assert "data: [DONE]" in lines
+    assert finished.status == 0
+    assert "running answers may finish" in finished.stderr
+
+
+async def test_no_new_connection_is_accepted_while_the_last_answers_run(serve):
+    async with serve("--pace", "20") as server, httpx.AsyncClient() as client:
+        answer = asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=chat(TEXT), timeout=30))
+        await running(server.url)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            await connect_for_ever(server.url)
+        assert (await answer).json()["choices"][0]["message"]["content"] == TEXT
+        assert (await server.end()).status == 0
+
+
+async def test_an_answer_longer_than_the_grace_period_ends_with_an_error_event(serve):
+    async with serve("--pace", "2", "--grace", "0.2") as server, httpx.AsyncClient() as client:
+        request = client.stream("POST", f"{server.url}/v1/chat/completions", json=chat(TEXT, stream=True))
+        async with request as response:
+            lines = []
+            async for line in response.aiter_lines():
+                if not lines:
+                    server.process.send_signal(signal.SIGTERM)
+                lines.append(line)
+        finished = await server.end()
+    assert TEXT.startswith(joined(lines))
+    assert any(line.startswith('data: {"error"') for line in lines)
+    assert finished.status == 0
+
+
+async def test_a_second_signal_ends_the_server_at_once(serve):
+    async with serve("--pace", "0.5") as server, httpx.AsyncClient() as client:
+        request = client.stream("POST", f"{server.url}/v1/chat/completions", json=chat(TEXT, stream=True), timeout=60)
+        async with request as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            server.process.send_signal(signal.SIGINT)
+            await server.process.stderr.readline()  # It says that it waits; the answer takes another 100 seconds.
+            server.process.send_signal(signal.SIGINT)
+            finished = await server.end()
+            with pytest.raises(httpx.RemoteProtocolError):
+                async for _ in lines:
+                    pass
+    assert finished.status == 0
+    assert "Traceback" not in finished.stderr
+
+
+async def test_a_client_that_holds_an_idle_connection_does_not_keep_the_server(serve):
+    async with serve() as server, httpx.AsyncClient() as client:
+        await client.get(f"{server.url}/health")
+        server.process.send_signal(signal.SIGTERM)
+        assert (await server.end()).status == 0
+
+
+async def test_a_taken_port_is_told_before_anything_is_loaded(run):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        finished = await run("serve", "/no/such/model.gguf", "--port", str(port))
+    assert (finished.status, finished.stdout) == (1, "")
+    assert (
+        finished.stderr
+        == f"arriero: cannot listen on 127.0.0.1 port {port}: the port is taken, choose another with --port\n"
+    )
+
+
+async def test_a_model_that_is_not_there_is_one_sentence(run):
+    finished = await run("serve", "/no/such/model.gguf", "--port", "0")
+    assert (finished.status, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("arriero: ")
+    assert "/no/such/model.gguf" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+async def test_a_public_address_is_warned_about(serve):
+    async with serve("--host", "0.0.0.0") as server:
+        assert server.url.startswith("http://127.0.0.1:")
+        server.process.send_signal(signal.SIGTERM)
+        finished = await server.end()
+    assert "Anyone who can reach 0.0.0.0 can use this server" in finished.stderr
+    assert finished.status == 0
+
+
+async def test_ipv6_is_served(serve):
+    async with serve("--host", "::1") as server, httpx.AsyncClient() as client:
+        assert server.url.startswith("http://[::1]:")
+        assert (await client.get(f"{server.url}/health")).status_code == 200
+
+
+async def connect_for_ever(url: str) -> None:
+    while True:
+        async with httpx.AsyncClient() as client:
+            await client.get(f"{url}/health")
+
+
+async def running(url: str) -> None:
+    """Wait until the server works on an answer."""
+    num_running = 0
+    async with httpx.AsyncClient() as client:
+        while not num_running:
+            num_running = (await client.get(f"{url}/health")).json()["models"]["scripted"]["running"]
