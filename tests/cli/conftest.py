@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from arriero.cli import main
+
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ARRIERO_")}
 
 
@@ -80,3 +82,20 @@ def run():
 @pytest.fixture
 def serve():
     return serving
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Run a command in this process: for those that end before they do anything."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def arriero(*arguments: str, **variables: str) -> Finished:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["arriero", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Finished(int(end.value.code or 0), *capfd.readouterr())
+
+    return arriero
