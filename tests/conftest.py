@@ -27,19 +27,24 @@ from arriero.models.download import fetch
 from arriero.pool import Pool, ServedModel
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about; fails after ten seconds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # nobody announces it
-            await asyncio.sleep(0.005)
+@dataclass
+class Watched:
+    """A model whose engine can be looked at."""
+
+    model: ServedModel
+
+    async def until(self, condition: Callable[[EngineStats], bool]) -> None:
+        """Wait for what the model thread brings about; fails after ten seconds."""
+        async with asyncio.timeout(10):
+            while not condition(self.model.engine.stats()):  # noqa: ASYNC110  # nobody announces it
+                await asyncio.sleep(0.005)
 
 
 @dataclass
-class Served:
+class Served(Watched):
     """A model behind the API, reached without a network."""
 
     client: httpx.AsyncClient
-    model: ServedModel
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
         return await self.client.post(path, json={"model": self.model.name, **body})
@@ -49,10 +54,6 @@ class Served:
 
     async def complete(self, prompt: Any = "Hello", **body: Any) -> httpx.Response:
         return await self.post("/v1/completions", prompt=prompt, **body)
-
-    async def until_busy(self) -> None:
-        """Wait until a request is at work."""
-        await eventually(lambda: self.model.engine.stats().running > 0)
 
 
 def settings_for(directory: Path, script: list[dict[str, str]] | None = None, **settings: Any) -> Settings:
@@ -73,7 +74,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]
             stack.push_async_callback(model.engine.close)
             transport = httpx.ASGITransport(application(Pool([model]), delivery=delivery), raise_app_exceptions=False)
             client = httpx.AsyncClient(transport=transport, base_url="http://arriero")
-            return Served(await stack.enter_async_context(client), model)
+            return Served(model, await stack.enter_async_context(client))
 
         yield start
 
@@ -85,15 +86,10 @@ async def served(serve: Callable[..., Awaitable[Served]]) -> Served:
 
 
 @dataclass
-class Live:
+class Live(Watched):
     """A server on a port of its own."""
 
     url: str
-    model: ServedModel
-
-    async def until_idle(self) -> None:
-        """Wait until the engine has nothing to do."""
-        await eventually(lambda: not self.model.engine.stats().running)
 
 
 @contextmanager
@@ -113,7 +109,7 @@ def live_server(settings: Settings) -> Iterator[Live]:
             while not server.started:
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
-            yield Live(f"http://127.0.0.1:{listening.getsockname()[1]}", model)
+            yield Live(model, f"http://127.0.0.1:{listening.getsockname()[1]}")
         finally:
             server.should_exit = True
             thread.join()

@@ -138,8 +138,7 @@ async def test_an_engine_that_fails_answers_500(served: Any) -> None:
 async def test_an_engine_that_fails_in_mid_stream_ends_it_with_an_error(serve: Callable[..., Awaitable[Any]]) -> None:
     served = await serve(pace=50.0)
     answering = asyncio.create_task(served.chat("x" * 1000, stream=True))
-    await served.until_busy()
-    await asyncio.sleep(0.1)
+    await served.until(lambda stats: stats.generated_tokens > 3)
     await served.model.engine.close()
     answer = await answering
     assert answer.status_code == 200

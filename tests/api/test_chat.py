@@ -211,7 +211,7 @@ async def test_a_limit_that_cannot_fit_is_refused(serve: Serve) -> None:
 async def test_a_full_queue_answers_503_and_when_to_come_back(serve: Serve) -> None:
     served = await serve(slots=1, max_queue=0, pace=20.0)
     busy = asyncio.create_task(served.chat("x" * 1000))
-    await served.until_busy()
+    await served.until(lambda stats: stats.running > 0)
     for stream in (False, True):
         answer = await served.chat(stream=stream)
         assert answer.status_code == 503

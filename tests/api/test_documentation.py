@@ -47,7 +47,7 @@ async def test_every_parameter_is_described(served: Any) -> None:
     for parameter in table():
         name = "ChatParameters" if "chat/completions" in parameter.endpoints else "CompletionParameters"
         description = schemas[name]["properties"][parameter.name]["description"]
-        assert description.startswith(parameter.meaning)
+        assert description.startswith(parameter.field.description)
         assert ("Refused" in description) == (parameter.refusal is not None)
 
 

@@ -67,7 +67,7 @@ def test_every_parameter_of_the_reference_is_known(ours: Any, reference: Any) ->
 def test_the_table_tells_everything_once() -> None:
     rows = [(each.name, endpoint) for each in table() for endpoint in each.endpoints]
     assert len(rows) == len(set(rows)) == len(ChatParameters.model_fields) + len(CompletionParameters.model_fields)
-    assert all(each.meaning for each in table())
+    assert all(each.field.description for each in table())
 
 
 CASES = [(each, endpoint) for each in REFUSED for endpoint in each.endpoints]

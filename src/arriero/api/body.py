@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from arriero.api.parameters import refusal
+from arriero.api.parameters import refusals
 from arriero.errors import InvalidRequest
 from arriero.wire.errors import BodyTooLarge, UnsupportedMediaType
 
@@ -60,7 +60,7 @@ async def read_parameters(request: Request, kind: type[Parameters], limit: int) 
         parameters = kind.model_validate(value)
     except ValidationError as error:
         raise _first_fault(error.errors(include_url=False, include_context=True), value) from None
-    return parameters, list(_examine(parameters, ""))
+    return parameters, list(_examine(parameters))
 
 
 def _check_media_type(value: str) -> None:
@@ -83,7 +83,7 @@ async def _read(request: Request, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _examine(value: Any, path: str) -> Iterator[str]:
+def _examine(value: Any, path: str = "") -> Iterator[str]:
     """Yields the dotted paths of unknown keys; raises for what is refused."""
     if isinstance(value, list):
         for index, each in enumerate(value):
@@ -91,18 +91,18 @@ def _examine(value: Any, path: str) -> Iterator[str]:
                 yield from _examine(each, f"{path}{index}.")
     if not isinstance(value, BaseModel):
         return
-    fields = type(value).model_fields
-    yield from (path + name for name in value.model_extra or ())
-    for name in value.model_fields_set & fields.keys():
-        each = getattr(value, name)
-        mark = refusal(fields[name])
-        if mark and each is not None and each not in mark.neutral:
+    given = value.model_fields_set
+    for name, mark in refusals(type(value)).items():
+        if name in given and getattr(value, name) not in mark.neutral:
             raise InvalidRequest(
                 f"Unsupported parameter: '{path}{name}' is not supported by this server.",
                 param=path + name,
                 code="unsupported_parameter",
             )
-        yield from _examine(each, f"{path}{name}.")
+    for name in type(value).model_fields:
+        if name in given:
+            yield from _examine(getattr(value, name), f"{path}{name}.")
+    yield from (path + name for name in value.model_extra or ())
 
 
 def _first_fault(errors: list[ErrorDetails], body: dict[str, Any]) -> InvalidRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 
 import orjson
@@ -25,6 +24,7 @@ from arriero.api.schemas import ChatCompletion, ChatCompletionChunk
 from arriero.core import FinishReason
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
+from arriero.wire.headers import new_id
 from arriero.wire.sse import event
 
 SERVICE_TIER = "default"
@@ -43,7 +43,7 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
             model,
             parameters,
             [await _encode(model, parameters.messages)],
-            id=f"chatcmpl-{uuid.uuid4().hex}",
+            id=new_id("chatcmpl-"),
             max_tokens=_max_tokens(parameters),
             param="messages",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 
 import orjson
@@ -26,6 +25,7 @@ from arriero.core import FinishReason
 from arriero.errors import InvalidRequest
 from arriero.models.tokenizer import Tokenizer
 from arriero.pool import Pool, ServedModel
+from arriero.wire.headers import new_id
 from arriero.wire.sse import event
 
 DEFAULT_MAX_TOKENS = 4096
@@ -48,7 +48,7 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
             model,
             parameters,
             await apart_if_long(size, lambda: [_encode(model.tokenizer, prompt) for prompt in prompts]),
-            id=f"cmpl-{uuid.uuid4().hex}",
+            id=new_id("cmpl-"),
             max_tokens=parameters.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             param="prompt",

@@ -6,7 +6,7 @@ An answer that is not streamed is the fold of the stream, so the two cannot disa
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -139,7 +139,7 @@ def generation_request(
             top_k=max(parameters.top_k, 0),
             top_p=parameters.top_p,
             min_p=parameters.min_p,
-            seed=secrets.randbits(63) if parameters.seed is None else parameters.seed,
+            seed=random.getrandbits(63) if parameters.seed is None else parameters.seed,
         ),
         end_token_ids=frozenset() if parameters.ignore_eos else model.tokenizer.end_token_ids,
         stop_strings=(parameters.stop,) if isinstance(parameters.stop, str) else tuple(parameters.stop),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -40,16 +41,18 @@ def refused(*neutral: Any) -> Refused:
     return Refused(neutral)
 
 
-def refusal(field: FieldInfo) -> Refused | None:
-    """The mark that a field was declared with."""
-    return next((each for each in field.metadata if isinstance(each, Refused)), None)
+@cache
+def refusals(model: type[BaseModel]) -> dict[str, Refused]:
+    """The fields of `model` that are marked, with their marks."""
+    return {
+        name: mark for name, field in model.model_fields.items() for mark in field.metadata if isinstance(mark, Refused)
+    }
 
 
 def _describe_refusals(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    for name, field in model.model_fields.items():
-        if mark := refusal(field):
-            values = ", ".join(json.dumps(value) for value in (None, *mark.neutral))
-            schema["properties"][name]["description"] += f" Refused: only {values} pass."
+    for name, mark in refusals(model).items():
+        values = ", ".join(json.dumps(value) for value in (None, *mark.neutral))
+        schema["properties"][name]["description"] += f" Refused: only {values} pass."
 
 
 class JSONObject(BaseModel):
@@ -243,22 +246,23 @@ class Parameter:
 
     name: str
     endpoints: tuple[str, ...]
-    meaning: str
     field: FieldInfo
-
-    @property
-    def refusal(self) -> Refused | None:
-        """The mark of one that is not implemented."""
-        return refusal(self.field)
+    """Type, range, default and meaning."""
+    refusal: Refused | None
+    """Not implemented, but for these values."""
 
 
 def table() -> Iterator[Parameter]:
     """Every parameter of the two endpoints once, by name; one that differs between them once for each."""
-    chat, completions = ChatParameters.model_fields, CompletionParameters.model_fields
-    for name in sorted(chat.keys() | completions.keys()):
-        shared = name in GenerationParameters.model_fields
-        if name in chat:
-            endpoints = ("chat/completions", "completions") if shared else ("chat/completions",)
-            yield Parameter(name, endpoints, chat[name].description or "", chat[name])
-        if name in completions and not shared:
-            yield Parameter(name, ("completions",), completions[name].description or "", completions[name])
+    shared = GenerationParameters.model_fields.keys()
+    rows = [
+        Parameter(name, endpoints, field, refusals(model).get(name))
+        for model, names, endpoints in (
+            (GenerationParameters, shared, ("chat/completions", "completions")),
+            (ChatParameters, ChatParameters.model_fields.keys() - shared, ("chat/completions",)),
+            (CompletionParameters, CompletionParameters.model_fields.keys() - shared, ("completions",)),
+        )
+        for name, field in model.model_fields.items()
+        if name in names
+    ]
+    yield from sorted(rows, key=lambda row: (row.name, row.endpoints))

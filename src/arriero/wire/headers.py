@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import quote
@@ -34,13 +34,18 @@ class ResponseHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), (b"x-request-id", b"req_%b" % uuid.uuid4().hex.encode())]
+                headers = [*message.get("headers", ()), (b"x-request-id", new_id("req_").encode())]
                 if scope["method"] == "POST":
                     headers.append((b"openai-processing-ms", b"%d" % round((time.perf_counter() - began) * 1000)))
                 message = {**message, "headers": headers}
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def new_id(prefix: str) -> str:
+    """An id that nothing else has: 128 random bits. Not from the system's source, which takes longer than the rest."""
+    return f"{prefix}{random.getrandbits(128):032x}"
 
 
 def ignored_header(names: Iterable[str]) -> str:
