@@ -93,7 +93,7 @@ def _byte_level(vocabulary: _Vocabulary) -> dict[str, Any]:
     if pre_tokenizer is None:
         raise ModelLoadError(f"{vocabulary.path}: tokenizer.ggml.pre is {name!r}, a pre-tokenizer not known here.")
     return {
-        "normalizer": {"type": "NFC"} if pre_tokenizer.normal_form else None,
+        "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(pre_tokenizer.steps)},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
