@@ -22,6 +22,7 @@ from arriero.api.generation import Delivery
 from arriero.app import create_app
 from arriero.app.script import scripted_model
 from arriero.config import Settings, load
+from arriero.core import EngineStats
 from arriero.models.catalog import DEFAULT_MODEL
 from arriero.models.download import fetch
 from arriero.pool import Pool, ServedModel
