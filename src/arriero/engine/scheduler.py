@@ -45,6 +45,9 @@ from arriero.engine.sampling import Draw
 from arriero.engine.sequence import Group, Sequence, group_of
 from arriero.errors import ContextOverflow, InvalidRequest, Overloaded
 
+FADE = 0.9
+"""How much each request that ends leaves of what is known of earlier ones."""
+
 LONGEST_RETRY_AFTER = 60.0
 
 
@@ -102,8 +105,8 @@ class Scheduler:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
-        self._busy_seconds = 0.0  # since a request last finished
-        self._seconds_per_request = 0.0  # running mean of the above
+        self._busy_seconds = 0.0  # these two fade as requests end; their ratio is the recent pace
+        self._num_ended = 0.0
 
     def submit(self, request: GenerationRequest, constraint: Constraint | None = None) -> Group:
         """Queue a request; the group it returns comes back in the events and serves to abort.
@@ -158,7 +161,7 @@ class Scheduler:
 
         Sequences that finish leave their slots at once, for the next `schedule`.
         """
-        self._num_steps += 1
+        self._num_steps += bool(step.rows)
         self._busy_seconds += self._clock() - step.started
         for row, sequence in zip(step.rows, step.sequences, strict=True):
             sequence.num_computed_tokens += len(row.tokens)
@@ -251,7 +254,8 @@ class Scheduler:
 
     def _retry_after(self) -> float:
         """Seconds in which, at the recent pace, as many requests end as are waiting now; between 1 and 60."""
-        return min(max(1.0, len(self._waiting) * self._seconds_per_request), LONGEST_RETRY_AFTER)
+        pace = self._busy_seconds / self._num_ended if self._num_ended else 0.0
+        return min(max(1.0, len(self._waiting) * pace), LONGEST_RETRY_AFTER)
 
     # Steps
 
@@ -325,6 +329,5 @@ class Scheduler:
         group = sequence.group
         group.num_unfinished -= 1
         if group.num_unfinished == 0:
-            weight = 0.1 if self._seconds_per_request else 1.0
-            self._seconds_per_request += weight * (self._busy_seconds - self._seconds_per_request)
-            self._busy_seconds = 0.0
+            self._num_ended = (self._num_ended + 1) * FADE
+            self._busy_seconds *= FADE

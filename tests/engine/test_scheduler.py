@@ -1,0 +1,425 @@
+"""The scheduler's rules, one by one; test_scheduler_stateful.py tries them all together."""
+
+import pytest
+
+from arriero.core import Finished, GenerationRequest, RunnerInfo, Sampling, Token, Want
+from arriero.engine.local import execute
+from arriero.engine.scheduler import Scheduler
+from arriero.errors import ContextOverflow, InvalidRequest, Overloaded
+from arriero.runners.scripted import ScriptedRunner
+
+END = 0
+
+
+def info(**changes) -> RunnerInfo:
+    values = {"num_slots": 4, "context": 100, "vocab_size": 50, "bytes_per_token": 8, "invariant": True}
+    return RunnerInfo(**(values | changes))
+
+
+def make(*, token_budget=400, max_queue=10, chunk=16, chunk_beside_decode=4, clock=lambda: 0.0, **changes) -> Scheduler:
+    return Scheduler(
+        info(**changes),
+        token_budget=token_budget,
+        max_queue=max_queue,
+        chunk=chunk,
+        chunk_beside_decode=chunk_beside_decode,
+        clock=clock,
+    )
+
+
+def ask(*lengths: int, max_tokens=10, n=1, **options) -> GenerationRequest:
+    """A request whose prompts have these lengths; every prompt says another token."""
+    prompts = tuple((place + 1,) * length for place, length in enumerate(lengths))
+    return GenerationRequest(id="r", prompts=prompts, max_tokens=max_tokens, num_choices=n, **options)
+
+
+def advance(scheduler, token=7):
+    """One step in which every draw gives the same token; the step and what came of it."""
+    step = scheduler.schedule()
+    return step, scheduler.update(step, [token] * len(step.draws))
+
+
+def lengths(step) -> list[int]:
+    return [len(row.tokens) for row in step.rows]
+
+
+# What a request goes through
+
+
+def test_a_request_from_prompt_to_last_token():
+    scheduler = make()
+    group = scheduler.submit(ask(3, max_tokens=2))
+    step, events = advance(scheduler, 8)
+    assert [(row.slot, list(row.tokens), row.position, row.want) for row in step.rows] == [(0, [1, 1, 1], 0, Want.LAST)]
+    assert events == [(group, Token(0, 8))]
+    step, events = advance(scheduler, 9)
+    assert [(row.slot, list(row.tokens), row.position, row.want) for row in step.rows] == [(0, [8], 3, Want.LAST)]
+    assert events == [(group, Token(0, 9)), (group, Finished(0, "length", 2))]
+    step = scheduler.schedule()
+    assert (step.frees, step.rows) == ([0], [])
+    assert scheduler.update(step, []) == []
+    assert scheduler.schedule() is None
+
+
+def test_the_end_token_finishes_without_being_told():
+    scheduler = make()
+    group = scheduler.submit(ask(3, end_token_ids=frozenset({END})))
+    advance(scheduler, 8)
+    assert advance(scheduler, END)[1] == [(group, Finished(0, "stop", 2))]
+
+
+def test_the_end_token_is_a_token_when_it_does_not_count():
+    scheduler = make()
+    group = scheduler.submit(ask(3))
+    assert advance(scheduler, END)[1] == [(group, Token(0, END))]
+
+
+class Counter:
+    """A constraint that has enough after some tokens."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def accept(self, token):
+        self.left -= 1
+        return self.left == 0
+
+    def copy(self):
+        return Counter(self.left)
+
+
+def test_a_constraint_finishes_each_choice_by_itself():
+    scheduler = make()
+    group = scheduler.submit(ask(3, n=2), Counter(2))
+    assert advance(scheduler)[1] == [(group, Token(0, 7)), (group, Token(1, 7))]
+    assert advance(scheduler)[1] == [
+        (group, Token(0, 7)),
+        (group, Finished(0, "stop", 2)),
+        (group, Token(1, 7)),
+        (group, Finished(1, "stop", 2)),
+    ]
+
+
+# Prompts and steps
+
+
+def test_a_long_prompt_is_read_in_chunks():
+    scheduler = make(chunk=16)
+    scheduler.submit(ask(40))
+    steps = [advance(scheduler) for _ in range(3)]
+    assert [(lengths(step), step.rows[0].position, step.rows[0].want) for step, _ in steps] == [
+        ([16], 0, Want.NOTHING),
+        ([16], 16, Want.NOTHING),
+        ([8], 32, Want.LAST),
+    ]
+    assert [len(events) for _, events in steps] == [0, 0, 1]
+
+
+def test_a_runner_that_cannot_take_chunks_gets_prompts_whole():
+    scheduler = make(chunk=16, chunked_prefill=False)
+    scheduler.submit(ask(40))
+    scheduler.submit(ask(10))
+    assert lengths(advance(scheduler)[0]) == [40]
+
+
+def test_chunks_are_smaller_beside_decoding():
+    scheduler = make(chunk=16, chunk_beside_decode=4)
+    scheduler.submit(ask(3))
+    advance(scheduler)
+    scheduler.submit(ask(10))
+    assert [lengths(advance(scheduler)[0]) for _ in range(4)] == [[1, 4], [1, 4], [1, 2], [1, 1]]
+
+
+def test_short_prompts_share_a_step():
+    scheduler = make(chunk=16)
+    for length in (5, 6, 5, 5):
+        scheduler.submit(ask(length))
+    assert lengths(scheduler.schedule()) == [5, 6, 5]
+
+
+def test_only_the_oldest_prompt_is_cut_and_shorter_ones_may_join_it():
+    scheduler = make(chunk=16, chunk_beside_decode=16)
+    for length in (20, 30, 7):
+        scheduler.submit(ask(length, max_tokens=1))
+    steps = [[(row.slot, len(row.tokens)) for row in advance(scheduler)[0].rows] for _ in range(4)]
+    assert steps == [[(0, 16)], [(0, 4), (2, 7)], [(1, 16)], [(1, 14)]]
+
+
+def test_everybody_decodes_in_every_step():
+    scheduler = make(chunk_beside_decode=4)
+    scheduler.submit(ask(3, 3, 3, max_tokens=30))
+    advance(scheduler)
+    scheduler.submit(ask(60))
+    for _ in range(15):
+        assert lengths(advance(scheduler)[0]) == [1, 1, 1, 4]
+
+
+# Choices
+
+
+def test_a_prompt_is_read_once_for_all_its_choices():
+    scheduler = make()
+    group = scheduler.submit(ask(5, n=3, max_tokens=3, sampling=Sampling(seed=3)))
+    step = scheduler.schedule()
+    assert lengths(step) == [5]
+    assert [(draw.row, draw.choice, draw.position) for draw in step.draws] == [(0, 0, 5), (0, 1, 5), (0, 2, 5)]
+    assert scheduler.update(step, [11, 12, 13]) == [(group, Token(index, 11 + index)) for index in range(3)]
+    step = scheduler.schedule()
+    assert step.copies == [(0, 1), (0, 2)]
+    assert [(row.slot, list(row.tokens), row.position) for row in step.rows] == [
+        (0, [11], 5),
+        (1, [12], 5),
+        (2, [13], 5),
+    ]
+    assert scheduler.stats().prompt_tokens == 5
+
+
+def test_choices_are_numbered_prompt_by_prompt():
+    scheduler = make()
+    scheduler.submit(ask(2, 3, n=2))
+    step = scheduler.schedule()
+    assert [(draw.row, draw.choice) for draw in step.draws] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+
+
+def test_a_choice_that_is_over_at_once_still_lends_its_slot_to_the_others():
+    """The first choice ends with its first token: its slot must be copied before it is freed or used again."""
+    scheduler = make(num_slots=2)
+    scheduler.submit(ask(5, n=2, end_token_ids=frozenset({END})))
+    scheduler.submit(ask(2))
+    step = scheduler.schedule()
+    scheduler.update(step, [END, 9])
+    step = scheduler.schedule()
+    assert (step.copies, step.frees) == ([(0, 1)], [0])
+    assert [(row.slot, list(row.tokens), row.position) for row in step.rows] == [(1, [9], 5), (0, [1, 1], 0)]
+
+
+def test_a_choice_that_is_over_at_once_needs_no_copy():
+    scheduler = make()
+    scheduler.submit(ask(5, n=2, max_tokens=1))
+    advance(scheduler)
+    step = scheduler.schedule()
+    assert (step.copies, sorted(step.frees), step.rows) == ([], [0, 1], [])
+
+
+# Admission
+
+
+def test_a_request_is_admitted_whole_or_not_at_all():
+    scheduler = make(num_slots=4)
+    scheduler.submit(ask(2, 2))
+    scheduler.submit(ask(2, n=3))
+    assert len(advance(scheduler)[0].rows) == 2
+    stats = scheduler.stats()
+    assert (stats.running, stats.waiting) == (2, 1)
+
+
+def test_tokens_are_reserved_for_prompt_and_answer_of_every_choice():
+    scheduler = make(token_budget=100)
+    scheduler.submit(ask(5, 10, n=2, max_tokens=10))
+    advance(scheduler)
+    assert scheduler.stats().reserved_tokens == (15 + 20) * 2
+    scheduler.submit(ask(20, max_tokens=11))
+    advance(scheduler)
+    assert scheduler.stats().waiting == 1
+
+
+def test_nobody_overtakes_the_first_in_the_queue():
+    scheduler = make(num_slots=4)
+    scheduler.submit(ask(2, max_tokens=3))
+    advance(scheduler)
+    wide = scheduler.submit(ask(2, n=4))
+    narrow = scheduler.submit(ask(2))
+    advance(scheduler)
+    advance(scheduler)
+    step = scheduler.schedule()
+    assert {sequence.group for sequence in step.drawing} == {wide}
+    scheduler.abort(wide)
+    assert {sequence.group for sequence in scheduler.schedule().drawing} == {narrow}
+
+
+def test_a_finished_choice_makes_room_for_others_of_its_request_or_not():
+    scheduler = make(num_slots=2)
+    scheduler.submit(ask(2, n=2, end_token_ids=frozenset({END})))
+    later = scheduler.submit(ask(3))
+    scheduler.update(scheduler.schedule(), [END, 9])
+    assert later in {sequence.group for sequence in scheduler.schedule().drawing}
+
+
+REFUSED = {
+    "context": (ask(95), ContextOverflow, "max_tokens"),
+    "prompt fills the context": (ask(100), ContextOverflow, "prompt"),
+    "second prompt": (ask(3, 95), ContextOverflow, "max_tokens"),
+    "choices": (ask(3, n=5), InvalidRequest, "n"),
+    "prompts times choices": (ask(3, 3, 3, n=2), InvalidRequest, "n"),
+    "prompts": (ask(3, 3, 3, 3, 3), InvalidRequest, "prompt"),
+    "budget by choices": (ask(60, n=3), ContextOverflow, "n"),
+    "budget by answers": (ask(20, 20, 20, max_tokens=50), ContextOverflow, "max_tokens"),
+    "budget by prompts": (ask(70, 70, 70, max_tokens=1), ContextOverflow, "prompt"),
+    "no prompt": (ask(), InvalidRequest, "prompt"),
+    "empty prompt": (ask(3, 0), InvalidRequest, "prompt"),
+    "no choice": (ask(3, n=0), InvalidRequest, "n"),
+    "no tokens": (ask(3, max_tokens=0), InvalidRequest, "max_tokens"),
+    "unknown token": (GenerationRequest(id="r", prompts=((1, 50),), max_tokens=1), InvalidRequest, "prompt"),
+    "negative token": (GenerationRequest(id="r", prompts=((1, -1),), max_tokens=1), InvalidRequest, "prompt"),
+    "sampling": (ask(3, sampling=Sampling(top_p=2)), InvalidRequest, "top_p"),
+}
+
+
+@pytest.mark.parametrize(("request_", "error", "param"), REFUSED.values(), ids=REFUSED)
+def test_what_can_never_run_is_refused_by_name(request_, error, param):
+    scheduler = make(token_budget=200)
+    with pytest.raises(error) as caught:
+        scheduler.submit(request_)
+    assert (type(caught.value), caught.value.param) == (error, param)
+    assert scheduler.stats().waiting == 0
+
+
+def test_what_just_fits_runs():
+    scheduler = make(token_budget=400)
+    group = scheduler.submit(ask(90, n=4))
+    assert scheduler.stats().waiting == 1
+    events = []
+    while step := scheduler.schedule():
+        events += scheduler.update(step, [7] * len(step.draws))
+    finished = [event for _, event in events if isinstance(event, Finished)]
+    assert finished == [Finished(index, "length", 10) for index in range(4)]
+    assert group.num_unfinished == 0
+
+
+# The queue
+
+
+def test_a_full_queue_is_an_overload():
+    scheduler = make(max_queue=2)
+    for _ in range(4 + 2):  # as many as there are slots, which do not count as queueing, and the queue
+        scheduler.submit(ask(3))
+    with pytest.raises(Overloaded):
+        scheduler.submit(ask(3))
+    advance(scheduler)
+    assert (scheduler.stats().running, scheduler.stats().waiting) == (4, 2)
+    with pytest.raises(Overloaded):
+        scheduler.submit(ask(3))
+
+
+def test_without_a_queue_there_is_still_room_for_what_fits():
+    scheduler = make(max_queue=0)
+    scheduler.submit(ask(3, n=3))
+    with pytest.raises(Overloaded):
+        scheduler.submit(ask(3, n=2))
+    scheduler.submit(ask(3))
+
+
+def test_retry_after_follows_the_recent_pace():
+    now = 0.0
+    scheduler = make(max_queue=5, num_slots=1, clock=lambda: now)
+    for _ in range(1 + 5):
+        scheduler.submit(ask(3, max_tokens=1))
+    with pytest.raises(Overloaded) as caught:
+        scheduler.submit(ask(3))
+    assert caught.value.retry_after == 1.0  # nothing is known yet
+    for seconds in (2.0, 2.0, 8.0):
+        now += 100.0  # an idle engine says nothing of the pace
+        step = scheduler.schedule()
+        now += seconds
+        scheduler.update(step, [7])
+        scheduler.submit(ask(3, max_tokens=1))
+        with pytest.raises(Overloaded) as caught:
+            scheduler.submit(ask(3))
+        if seconds == 2.0:
+            assert caught.value.retry_after == pytest.approx(6 * 2.0)
+    assert 6 * 2.0 < caught.value.retry_after < 6 * 8.0
+
+
+def test_retry_after_has_a_limit():
+    now = 0.0
+    scheduler = make(max_queue=1, num_slots=1, clock=lambda: now)
+    scheduler.submit(ask(3, max_tokens=1))
+    step = scheduler.schedule()
+    now = 500.0
+    scheduler.update(step, [7])
+    scheduler.submit(ask(3))
+    scheduler.submit(ask(3))
+    with pytest.raises(Overloaded) as caught:
+        scheduler.submit(ask(3))
+    assert caught.value.retry_after == 60.0
+
+
+# Aborts
+
+
+def idle(scheduler) -> bool:
+    stats = scheduler.stats()
+    return (stats.waiting, stats.running, stats.reserved_tokens) == (0, 0, 0)
+
+
+def test_abort_while_waiting():
+    scheduler = make()
+    group = scheduler.submit(ask(3, n=2))
+    scheduler.abort(group)
+    assert idle(scheduler)
+    assert scheduler.schedule() is None
+
+
+def test_abort_while_reading_the_prompt():
+    scheduler = make(chunk=16)
+    group = scheduler.submit(ask(40, n=2))
+    advance(scheduler)
+    scheduler.abort(group)
+    assert idle(scheduler)
+    step = scheduler.schedule()
+    assert (sorted(step.frees), step.rows) == ([0, 1], [])
+    scheduler.update(step, [])
+    assert scheduler.schedule() is None
+
+
+def test_abort_while_decoding_leaves_the_others_alone():
+    scheduler = make()
+    group, other = scheduler.submit(ask(3)), scheduler.submit(ask(3))
+    advance(scheduler)
+    scheduler.abort(group)
+    step, events = advance(scheduler)
+    assert step.frees == [0]
+    assert events == [(other, Token(0, 7))]
+
+
+def test_abort_while_the_step_runs():
+    scheduler = make()
+    group, other = scheduler.submit(ask(3, n=2)), scheduler.submit(ask(3))
+    step = scheduler.schedule()
+    scheduler.abort(group)
+    assert scheduler.stats().running == 1
+    assert scheduler.update(step, [7, 7, 7]) == [(other, Token(0, 7))]
+    assert scheduler.schedule().copies == []
+
+
+def test_abort_between_the_first_tokens_and_the_copies():
+    scheduler = make()
+    group = scheduler.submit(ask(3, n=2))
+    advance(scheduler)
+    scheduler.abort(group)
+    step = scheduler.schedule()
+    assert (step.copies, sorted(step.frees), step.rows) == ([], [0, 1], [])
+
+
+def test_abort_is_harmless_when_there_is_nothing_left():
+    scheduler = make()
+    group = scheduler.submit(ask(3, max_tokens=1))
+    advance(scheduler)
+    scheduler.abort(group)
+    scheduler.abort(group)
+    assert idle(scheduler)
+    assert scheduler.schedule().frees == [0]
+
+
+def test_counts():
+    scheduler = make(num_slots=2)
+    runner = ScriptedRunner(vocab_size=50, num_slots=2, context=100, end_token_id=END)
+    scheduler.submit(ask(20, n=2, max_tokens=3))
+    scheduler.submit(ask(4, max_tokens=50, end_token_ids=frozenset({END})))
+    while step := scheduler.schedule():
+        scheduler.update(step, execute(runner, step))
+    stats = scheduler.stats()
+    assert stats.prompt_tokens == 24
+    assert stats.generated_tokens == 2 * 3 + 5
+    assert stats.num_slots == 2
+    assert idle(scheduler)

@@ -1,0 +1,247 @@
+"""Any mix of requests, aborts and steps: nobody gets anything but what it would have got alone."""
+
+import functools
+from collections import defaultdict
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from arriero.core import Finished, GenerationRequest, Row, Sampling, Token, Want
+from arriero.engine.local import execute
+from arriero.engine.sampling import Draw, sample
+from arriero.engine.scheduler import Scheduler
+from arriero.errors import InvalidRequest, Overloaded
+from arriero.runners.scripted import ScriptedRunner
+
+CONTEXT = 40
+VOCAB_SIZE = 16
+END = 0
+
+
+def logits_after(tokens: list[int]) -> np.ndarray:
+    return np.random.default_rng(tokens).normal(size=VOCAB_SIZE).astype(np.float32) * 2
+
+
+class PrefixRunner(ScriptedRunner):
+    """Logits that depend on every token a slot holds, so that one wrong token anywhere shows in the answer.
+
+    The protocol is checked by the scripted runner underneath.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        super().__init__(vocab_size=VOCAB_SIZE, num_slots=num_slots, context=CONTEXT, end_token_id=END)
+
+    def step(self, rows):
+        super().step(rows)
+        wanted = [self._slots[row.slot].tokens for row in rows if row.want is Want.LAST]
+        return np.array([logits_after(tokens) for tokens in wanted]).reshape(-1, VOCAB_SIZE)
+
+    def num_held(self) -> int:
+        return sum(len(slot.tokens) for slot in self._slots)
+
+
+class EnoughOf:
+    """A constraint that has enough when it has seen a token twice."""
+
+    def __init__(self, token: int, seen: int = 0) -> None:
+        self.token, self.seen = token, seen
+
+    def accept(self, token):
+        self.seen += token == self.token
+        return self.seen == 2
+
+    def copy(self):
+        return EnoughOf(self.token, self.seen)
+
+
+def constraint_of(request):
+    return EnoughOf(int(request.stop_strings[0])) if request.stop_strings else None
+
+
+@functools.cache
+def alone(request: GenerationRequest) -> dict[int, list]:
+    """What every choice gets, token by token, with no scheduler and no slots."""
+    answers = {}
+    for index in range(len(request.prompts) * request.num_choices):
+        prompt = request.prompts[index // request.num_choices]
+        constraint = constraint_of(request)
+        tokens, events, reason = list(prompt), [], None
+        while not reason:
+            draw = Draw(0, request.sampling, index, len(tokens))
+            tokens += sample(logits_after(tokens)[None], [draw])
+            if tokens[-1] in request.end_token_ids:
+                reason = "stop"
+                continue
+            events.append(Token(index, tokens[-1]))
+            if constraint and constraint.accept(tokens[-1]):
+                reason = "stop"
+            elif len(tokens) == len(prompt) + request.max_tokens:
+                reason = "length"
+        answers[index] = [*events, Finished(index, reason, len(tokens) - len(prompt))]
+    return answers
+
+
+requests = st.builds(
+    GenerationRequest,
+    id=st.just("r"),
+    prompts=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=30).map(tuple), min_size=1, max_size=3).map(
+        tuple
+    ),
+    max_tokens=st.integers(1, 12),
+    num_choices=st.sampled_from([1, 1, 1, 2, 3]),
+    sampling=st.builds(
+        Sampling, temperature=st.sampled_from([0.0, 0.7, 1.0]), top_k=st.sampled_from([0, 5]), seed=st.integers(0, 3)
+    ),
+    end_token_ids=st.sampled_from([frozenset(), frozenset({END}), frozenset({END, 1, 2})]),
+    stop_strings=st.sampled_from([(), (), ("3",), ("7",)]),
+)
+
+
+class Engine(RuleBasedStateMachine):
+    """A scheduler, a runner, and what both may never do."""
+
+    @initialize(
+        num_slots=st.integers(1, 6),
+        budget=st.integers(CONTEXT, 5 * CONTEXT),
+        max_queue=st.integers(0, 5),
+        chunk=st.integers(1, 20),
+        chunk_beside_decode=st.integers(1, 8),
+    )
+    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode):
+        self.budget, self.max_queue, self.chunks = budget, max_queue, (chunk, chunk_beside_decode)
+        self.runner = PrefixRunner(num_slots)
+        self.scheduler = Scheduler(
+            self.runner.info,
+            token_budget=budget,
+            max_queue=max_queue,
+            chunk=chunk,
+            chunk_beside_decode=chunk_beside_decode,
+        )
+        self.groups = []  # unfinished, in the order they came
+        self.events = defaultdict(lambda: defaultdict(list))
+        self.decoding = set()
+
+    @rule(request=requests)
+    def submit(self, request):
+        try:
+            group = self.scheduler.submit(request, constraint_of(request))
+        except InvalidRequest:
+            num_choices = len(request.prompts) * request.num_choices
+            reserved = request.num_choices * sum(len(prompt) + request.max_tokens for prompt in request.prompts)
+            longest = max(len(prompt) for prompt in request.prompts) + request.max_tokens
+            assert num_choices > self.runner.info.num_slots or reserved > self.budget or longest > CONTEXT
+        except Overloaded:
+            assert len(self.groups) >= self.max_queue
+            assert self.groups
+        else:
+            self.groups.append(group)
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def abort(self, data):
+        self.drop(data.draw(st.sampled_from(self.groups)))
+
+    @rule()
+    def step(self):
+        self.advance()
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def abort_while_the_step_runs(self, data):
+        group = data.draw(st.sampled_from(self.groups))
+        self.advance(meanwhile=lambda: self.drop(group))
+
+    @rule(count=st.integers(2, 15))
+    def steps(self, count):
+        for _ in range(count):
+            self.advance()
+
+    def drop(self, group):
+        self.scheduler.abort(group)
+        self.groups.remove(group)
+        self.decoding -= set(group.sequences)
+        self.check_answer(group)
+        del self.events[group]
+
+    def advance(self, meanwhile=lambda: None):
+        step = self.scheduler.schedule()
+        if step is None:
+            assert not self.groups
+            return
+        self.check_step(step)
+        meanwhile()
+        self.decoding = {sequence for sequence in step.drawing if not sequence.finished}
+        for group, event in self.scheduler.update(step, execute(self.runner, step)):
+            assert group in self.groups
+            self.events[group][event.index].append(event)
+        self.decoding = {sequence for sequence in self.decoding if not sequence.finished}
+        for group in [group for group in self.groups if group.num_unfinished == 0]:
+            self.groups.remove(group)
+            self.check_answer(group)
+            assert self.events.pop(group) == alone(group.request)
+
+    def check_step(self, step):
+        rows: list[Row] = step.rows
+        # Who has begun to speak has one token in every step.
+        assert self.decoding <= set(step.drawing)
+        prompt_rows = [row for row, sequence in zip(rows, step.sequences, strict=True) if sequence not in self.decoding]
+        assert sum(len(row.tokens) for row in prompt_rows) <= self.chunks[bool(self.decoding)]
+        assert rows or step.frees
+        # The oldest prompt that is not read yet is read on.
+        unread = [
+            sequence
+            for group in self.groups
+            for sequence in group.sequences
+            if sequence.slot >= 0 and not sequence.leader and sequence.num_sampled_tokens == 0
+        ]
+        assert not unread or unread[0] in step.sequences
+        # Nobody is let in before somebody who came earlier.
+        admitted = [group.sequences[0].slot >= 0 for group in self.groups]
+        assert admitted == sorted(admitted, reverse=True)
+
+    def check_answer(self, group):
+        """What was said is a beginning of what is said alone, whenever the request is cut off."""
+        for index, events in self.events[group].items():
+            assert events == alone(group.request)[index][: len(events)]
+
+    @invariant()
+    def nothing_is_given_twice(self):
+        if not hasattr(self, "scheduler"):
+            return
+        stats = self.scheduler.stats()
+        holding = [s for group in self.groups for s in group.sequences if s.slot >= 0 and not s.finished]
+        assert len({sequence.slot for sequence in holding}) == len(holding) == stats.running
+        assert stats.reserved_tokens == sum(sequence.num_reserved_tokens for sequence in holding) <= self.budget
+        assert stats.waiting == sum(group.sequences[0].slot < 0 for group in self.groups)
+
+    def teardown(self):
+        """Everybody comes to an end, and then nothing is held."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(10_000):
+            if not self.groups:
+                break
+            self.advance()
+        assert not self.groups
+        self.advance()
+        assert self.scheduler.schedule() is None
+        stats = self.scheduler.stats()
+        assert (stats.waiting, stats.running, stats.reserved_tokens) == (0, 0, 0)
+        assert self.runner.num_held() == 0
+
+
+Engine.TestCase.settings = settings(max_examples=250, stateful_step_count=30, deadline=None)
+TestEngine = Engine.TestCase
+
+
+def test_the_oracle_is_not_trivial():
+    """Answers differ by prompt, choice and seed, and end in every way; else equal answers would prove nothing."""
+    base = {"id": "r", "max_tokens": 12, "num_choices": 3, "prompts": ((1, 2, 3), (1, 2, 4))}
+    said = alone(GenerationRequest(**base))
+    texts = [tuple(event.id for event in events if isinstance(event, Token)) for events in said.values()]
+    assert len(set(texts)) == 6
+    assert all(isinstance(events[-1], Finished) for events in said.values())
+    stopped = alone(GenerationRequest(**base, stop_strings=("3",), end_token_ids=frozenset({END})))
+    assert {events[-1].reason for events in stopped.values()} == {"stop", "length"}
