@@ -26,6 +26,7 @@ from arriero.core import EngineStats
 from arriero.models.catalog import DEFAULT_MODEL
 from arriero.models.download import fetch
 from arriero.pool import Pool, ServedModel
+from references.vocabularies import unpack
 
 
 @dataclass
@@ -127,3 +128,9 @@ def go_live(tmp_path: Path) -> Iterator[Callable[..., Live]]:
 def smollm2_path() -> Path:
     """The catalog's real model, downloaded once into Arriero's own cache."""
     return fetch(DEFAULT_MODEL, load({}).cache)
+
+
+@pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small vocabularies of many kinds by name: GGUF files and Hugging Face directories."""
+    return unpack(tmp_path_factory.mktemp("vocabularies"))
