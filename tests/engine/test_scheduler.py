@@ -115,6 +115,17 @@ def test_a_long_prompt_is_read_in_chunks():
     assert [len(events) for _, events in steps] == [0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("length", "chunk", "pieces"),
+    [(17, 16, [15, 2]), (34, 16, [16, 16, 2]), (33, 16, [16, 15, 2]), (3, 2, [3]), (5, 1, [2, 3]), (1, 16, [1])],
+)
+def test_no_piece_of_a_prompt_is_smaller_than_the_runner_allows(length, chunk, pieces):
+    scheduler = make(chunk=chunk, min_prompt_chunk=2)
+    scheduler.submit(ask(length, max_tokens=1))
+    for piece in pieces:
+        assert lengths(advance(scheduler)[0]) == [piece]
+
+
 def test_a_runner_that_cannot_take_chunks_gets_prompts_whole():
     scheduler = make(chunk=16, chunked_prefill=False)
     scheduler.submit(ask(40))

@@ -2,6 +2,7 @@
 
 import functools
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import settings
@@ -108,12 +109,14 @@ class Engine(RuleBasedStateMachine):
         max_queue=st.integers(0, 5),
         chunk=st.integers(1, 20),
         chunk_beside_decode=st.integers(1, 8),
+        least=st.integers(1, 3),
     )
-    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode):
+    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode, least):
+        self.least = least
         self.budget, self.max_queue, self.chunks = budget, max_queue, (chunk, chunk_beside_decode)
         self.runner = PrefixRunner(num_slots)
         self.scheduler = Scheduler(
-            self.runner.info,
+            replace(self.runner.info, min_prompt_chunk=least),
             token_budget=budget,
             max_queue=max_queue,
             chunk=chunk,
@@ -186,8 +189,13 @@ class Engine(RuleBasedStateMachine):
         rows: list[Row] = step.rows
         # Who has begun to speak has one token in every step.
         assert self.decoding <= set(step.drawing)
-        prompt_rows = [row for row, sequence in zip(rows, step.sequences, strict=True) if sequence not in self.decoding]
-        assert sum(len(row.tokens) for row in prompt_rows) <= self.chunks[bool(self.decoding)]
+        reading = [
+            (len(row.tokens), sequence.num_prompt_tokens)
+            for row, sequence in zip(rows, step.sequences, strict=True)
+            if sequence not in self.decoding
+        ]
+        assert sum(count for count, _ in reading) <= max(self.chunks[bool(self.decoding)], 2 * self.least - 1)
+        assert all(count >= min(self.least, whole) for count, whole in reading)
         assert rows or step.frees
         # The oldest prompt that is not read yet is read on.
         unread = [

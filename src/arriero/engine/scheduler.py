@@ -13,7 +13,8 @@ Rules:
 - **Everybody who speaks goes on speaking.** Every decoding sequence has one token in every step.
 - **Prompts share what is left.** A step reads at most `chunk` prompt tokens, `chunk_beside_decode` while somebody
   decodes, so that a long prompt does not stall running answers. The oldest prompt goes first and is the only one
-  that may be cut; younger ones join it as rows of their own if they fit whole.
+  that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
+  younger ones join it as rows of their own if they fit whole.
 - **A prompt is read once.** Its first choice reads it, the others copy that slot and draw from the same logits.
 
 The scheduler knows the runner by its `RunnerInfo` alone. It has no threads and no locks: `arriero.engine.local`
@@ -264,13 +265,20 @@ class Scheduler:
         for age, sequence in enumerate(prefilling):
             remaining = sequence.num_prompt_tokens - sequence.num_computed_tokens
             if age == 0:
-                count = min(remaining, room) if self._info.chunked_prefill else remaining
+                count = self._chunk_of(remaining, room)
             elif remaining <= room:
                 count = remaining
             else:
                 continue
             self._add_row(step, sequence, count)
             room -= count
+
+    def _chunk_of(self, remaining: int, room: int) -> int:
+        """How much of a prompt to read now, such that neither this chunk nor what is left is smaller than allowed."""
+        least = self._info.min_prompt_chunk
+        count = max(least, min(room, remaining - least))
+        whole = remaining <= room or remaining - count < least or not self._info.chunked_prefill
+        return remaining if whole else count
 
     def _add_row(self, step: Step, sequence: Sequence, count: int) -> None:
         """Give a sequence's next `count` tokens to the step, and draw if they are all it has."""
