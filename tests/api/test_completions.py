@@ -1,3 +1,4 @@
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -130,3 +131,13 @@ async def test_more_answers_than_can_ever_run_are_refused(serve: Serve) -> None:
     answer = await served.complete(["a", "b", "c"])
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_others_go_on_while_a_long_prompt_is_read(served: Any) -> None:
+    asking = asyncio.create_task(served.complete("a long prompt " * 60_000))
+    turns = 0
+    while not asking.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert (await asking).json()["error"]["code"] == "context_length_exceeded"
+    assert turns > 20

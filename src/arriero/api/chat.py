@@ -68,6 +68,9 @@ async def _encode(model: ServedModel, messages: Sequence[Message]) -> list[int]:
             f"The model '{model.name}' has no chat template; use /v1/completions instead.", param="model"
         )
     conversation = [_for_template(index, message) for index, message in enumerate(messages)]
+    if not template.knows_developers:
+        for message in conversation:
+            message["role"] = "system" if message["role"] == "developer" else message["role"]
     size = sum(len(message["content"]) for message in conversation)
     return await apart_if_long(size, lambda: template.encode(conversation, add_generation_prompt=True))
 

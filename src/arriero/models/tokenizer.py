@@ -19,6 +19,8 @@ from arriero.models.metadata import TextMetadata, read_text_metadata
 from arriero.models.tokenizer_json import SPACE, directory_document
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_LONG_TEXT = 10_000
+"""Characters; a few milliseconds of work."""
 _CONTROL_SHAPE = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
 
 
@@ -147,6 +149,8 @@ def _build(path: Path, source: str) -> tokenizers.Tokenizer:
 
 def _encode(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
     try:
+        if len(text) > _LONG_TEXT:  # alone, `encode` would have all other threads wait
+            return backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         return backend.encode(text, add_special_tokens=add_special_tokens)
     except (TypeError, UnicodeEncodeError) as error:
         raise InvalidRequest("The text has half a surrogate pair in it, which is no character.") from error

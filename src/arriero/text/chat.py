@@ -26,6 +26,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelLoadError(f"The model's chat template is not valid: {error}") from error
         self._disguise = _Disguise(tokenizer.control_tokens, source)
+        self.knows_developers = "developer" in source
+        """Whether it has a place for messages of the role `developer`, which is younger than most templates."""
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -35,8 +37,7 @@ class ChatTemplate:
         Raises `InvalidRequest(param="messages")` when the template cannot put these messages into words, or
         does not come to an end.
         """
-        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
-        return self._render(_with_texts(given, str))
+        return self._run(_with_texts(_given(messages, add_generation_prompt, variables), str))
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -45,19 +46,18 @@ class ChatTemplate:
 
         Nothing is added around it: a template that wants a beginning of sequence writes one. Raises as `render`.
         """
-        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
-        disguised, restore = self._disguise.apply(given)
-        text = self._render(disguised)
-        if restore is None:
+        disguised, unmask = self._disguise.apply(_given(messages, add_generation_prompt, variables))
+        text = self._run(disguised)
+        if not unmask:
             return self._tokenizer.encode(text, add_special_tokens=False)
         parts: list[str | int] = []
         position = 0
         for start, end, id in self._tokenizer.control_spans(text):
-            parts += [text[position:start].translate(restore), id]
+            parts += [text[position:start].translate(unmask), id]
             position = end
-        return self._tokenizer.encode_parts([*parts, text[position:].translate(restore)])
+        return self._tokenizer.encode_parts([*parts, text[position:].translate(unmask)])
 
-    def _render(self, variables: Mapping[str, Any]) -> str:
+    def _run(self, variables: Mapping[str, Any]) -> str:
         defaults = {"tools": None, "documents": None, **self._tokenizer.special_tokens}
         try:
             return self._program.run({**defaults, **variables})
@@ -66,6 +66,14 @@ class ChatTemplate:
                 f"The model's chat template cannot render these messages: {error or type(error).__name__}",
                 param="messages",
             ) from error
+
+
+def _given(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]) -> Any:
+    """The variables of a run. A field that is null is left out, as in transformers: templates ask if it is there."""
+    if not messages:
+        raise InvalidRequest("A chat needs at least one message.", param="messages")
+    filled = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    return {**variables, "messages": filled, "add_generation_prompt": add_generation_prompt}
 
 
 class _Disguise:
@@ -85,11 +93,11 @@ class _Disguise:
         self._beginnings = {token[:size] for token in tokens for size in range(1, len(token))}
         self._longest = max(map(len, self._beginnings), default=0)
 
-    def apply(self, variables: Mapping[str, Any]) -> tuple[Any, dict[int, str] | None]:
-        """The variables in disguise and the table for `str.translate` that lifts it; None when there is none."""
+    def apply(self, variables: Any) -> tuple[Any, dict[int, str]]:
+        """The variables in disguise, and the table for `str.translate` that lifts it: empty if nothing needed one."""
         texts = list(_texts(variables))
         if not any(map(self._found, texts)):
-            return _with_texts(variables, str), None
+            return _with_texts(variables, str), {}
         used = set(self._source).union(*texts)
         unused = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
         masks = dict(zip(self._first_characters, unused, strict=False))
