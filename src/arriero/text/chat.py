@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
@@ -37,7 +38,9 @@ class ChatTemplate:
         Raises `InvalidRequest(param="messages")` when the template cannot put these messages into words, or
         does not come to an end.
         """
-        return self._run(_with_texts(_given(messages, add_generation_prompt, variables), str))
+        with _nesting_refused():
+            plain = _with_texts(_given(messages, add_generation_prompt, variables), str)
+        return self._run(plain)
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -46,7 +49,8 @@ class ChatTemplate:
 
         Nothing is added around it: a template that wants a beginning of sequence writes one. Raises as `render`.
         """
-        disguised, unmask = self._disguise.apply(_given(messages, add_generation_prompt, variables))
+        with _nesting_refused():
+            disguised, unmask = self._disguise.apply(_given(messages, add_generation_prompt, variables))
         text = self._run(disguised)
         if not unmask:
             return self._tokenizer.encode(text, add_special_tokens=False)
@@ -74,6 +78,14 @@ def _given(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, v
         raise InvalidRequest("A chat needs at least one message.", param="messages")
     filled = [{name: value for name, value in message.items() if value is not None} for message in messages]
     return {**variables, "messages": filled, "add_generation_prompt": add_generation_prompt}
+
+
+@contextmanager
+def _nesting_refused() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise InvalidRequest("The messages are nested too deeply.", param="messages") from error
 
 
 class _Disguise:
