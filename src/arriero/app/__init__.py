@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from arriero import __version__
@@ -34,16 +35,19 @@ PROMPT_CHUNK = 512
 """Prompt tokens read in one step while nobody waits for the next token."""
 
 
-def load(settings: Settings, progress: Progress | None = None) -> ServedModel:
+def load(
+    settings: Settings, *, on_download: Progress | None = None, on_convert: Callable[[int, int], None] | None = None
+) -> ServedModel:
     """The model that `settings` name, after everything slow: download, conversion, opening the weights.
 
-    Its engine is yet to be started. `progress` hears of a download.
+    Its engine is yet to be started. `on_download` hears of bytes, `on_convert` of layers: how many are done, and of
+    how many.
 
     Raises:
         ModelLoadError: the model is not there, damaged or not supported.
         ConfigError: the settings do not fit the model, or the script cannot be read.
     """
-    return scripted_model(settings) if settings.engine == "scripted" else _onnx_model(settings, progress)
+    return scripted_model(settings) if settings.engine == "scripted" else _onnx_model(settings, on_download, on_convert)
 
 
 def create_app(settings: Settings, model: ServedModel) -> Application:
@@ -51,10 +55,12 @@ def create_app(settings: Settings, model: ServedModel) -> Application:
     return application(Pool([model]), delivery=Delivery(body_limit=settings.body_limit))
 
 
-def _onnx_model(settings: Settings, progress: Progress | None) -> ServedModel:
+def _onnx_model(
+    settings: Settings, on_download: Progress | None, on_convert: Callable[[int, int], None] | None
+) -> ServedModel:
     from arriero.runners.onnx import load_runner  # onnxruntime takes a while to import
 
-    resolved = resolve(settings.model, settings.cache, progress)
+    resolved = resolve(settings.model, settings.cache, on_download)
     checkpoint = open_checkpoint(resolved.path)
     context = _context(settings, checkpoint.config.context)
     tokenizer = load_tokenizer(resolved.path)
@@ -67,6 +73,7 @@ def _onnx_model(settings: Settings, progress: Progress | None) -> ServedModel:
         context=context,
         threads=settings.threads or physical_cores(),
         cache=settings.cache,
+        progress=on_convert,
     )
     card = ModelCard(
         name=settings.model_name or resolved.name,

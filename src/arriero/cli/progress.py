@@ -1,4 +1,4 @@
-"""How far a download is, for whoever watches the terminal."""
+"""How far loading is, for whoever watches the terminal."""
 
 from __future__ import annotations
 
@@ -7,51 +7,62 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn
 
 logger = logging.getLogger(__name__)
 
+_DOWNLOAD = "Downloading the model"
+_CONVERT = "Converting the weights"
 
-class DownloadBar:
-    """Shows a bar from the first call on; one log line where stderr is no terminal."""
+
+class Bars:
+    """One bar for each slow thing, from its first call on; one log line each where stderr is no terminal."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar: Progress | None = None
+        self._title = ""
 
-    def __enter__(self) -> DownloadBar:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
-    def __call__(self, done: int, total: int | None) -> None:
-        """Show `done` of `total` bytes; `arriero.models.download.Progress`."""
-        if self._progress is None:
-            self._progress = _start()
-        if self._task is None:
-            self._task = self._progress.add_task("Downloading the model", total=total)
-        self._progress.update(self._task, completed=done, total=total)
+    def download(self, done: int, total: int | None) -> None:
+        """Show bytes; `arriero.models.download.Progress`."""
+        self._show(_DOWNLOAD, done, total)
+
+    def convert(self, done: int, total: int) -> None:
+        """Show layers."""
+        self._show(_CONVERT, done, total)
+
+    def _show(self, title: str, done: int, total: int | None) -> None:
+        if title != self._title:
+            if self._bar is not None:
+                self._bar.stop()
+            self._title = title
+            self._bar = _start(title)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
 
-def _start() -> Progress:
+def _start(title: str) -> Progress | None:
     from rich import progress
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        logger.info("Downloading the model")
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+        logger.info(title)
+        return None
+    columns: list[ProgressColumn] = [progress.TextColumn("{task.description}"), progress.BarColumn()]
+    if title == _DOWNLOAD:
+        columns += [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    else:
+        columns += [progress.MofNCompleteColumn()]
+    bar = progress.Progress(*columns, progress.TimeRemainingColumn(), console=console)
+    bar.add_task(title, total=None)
     bar.start()
     return bar

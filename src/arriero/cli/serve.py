@@ -47,10 +47,10 @@ def _serve(settings: config.Settings, listener: socket.socket) -> None:
 
     from arriero.app import create_app, load
     from arriero.cli import server
-    from arriero.cli.progress import DownloadBar
+    from arriero.cli.progress import Bars
 
-    with DownloadBar() as bar:
-        model = load(settings, bar)
+    with Bars() as bars:
+        model = load(settings, on_download=bars.download, on_convert=bars.convert)
 
     async def drain() -> None:
         await model.engine.close(settings.grace)
