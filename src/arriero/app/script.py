@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from arriero import __version__
 from arriero.config import Settings
@@ -95,40 +97,20 @@ def scripted_model(settings: Settings) -> ServedModel:
 
 def byte_tokenizer() -> Tokenizer:
     """A tokenizer whose tokens are the 256 bytes and the two marks of the ChatML conversation format."""
-    characters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    marks = {mark: len(characters) + place for place, mark in enumerate((_TURN_START, _TURN_END))}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    document: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": id,
-                "content": mark,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for mark, id in marks.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {each: id for id, each in enumerate(characters)} | marks, "merges": []},
-    }
+    characters = sorted(ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(BPE({each: id for id, each in enumerate(characters)}, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([_TURN_START, _TURN_END])
     metadata = TextMetadata(
         chat_template=_TEMPLATE,
         special_tokens={"eos_token": _TURN_END},
         bos_token_id=None,
-        end_token_ids=frozenset({marks[_TURN_END]}),
+        end_token_ids=frozenset({len(characters) + 1}),
         add_bos=None,
         context=None,
     )
-    return Tokenizer(Path(NAME), document, metadata)
+    return Tokenizer(Path(NAME), json.loads(backend.to_str()), metadata)
 
 
 def read_script(path: Path) -> list[Rule]:

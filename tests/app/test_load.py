@@ -1,0 +1,133 @@
+"""From a directory on disk to answers, with everything in between as it is in service."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import save_file
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from arriero.app import create_app, load
+from arriero.config import Settings
+from arriero.errors import ConfigError, ModelLoadError
+from arriero.models.architecture import DecoderConfig
+from arriero.models.layout import tensor_shapes
+
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A Hugging Face directory of a tiny model with random weights, whose tokens are bytes."""
+    path = tmp_path / "Tiny-Random"
+    path.mkdir()
+    backend = tokenizers.Tokenizer(BPE({each: id for id, each in enumerate(sorted(ByteLevel.alphabet()))}, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    backend.save(str(path / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": backend.get_vocab_size(),
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "eos_token_id": backend.token_to_id("<end>"),
+        "tie_word_embeddings": False,
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "chat_template": TEMPLATE}))
+    shapes = tensor_shapes(
+        DecoderConfig(
+            family="llama",
+            num_layers=1,
+            hidden_size=64,
+            intermediate_size=64,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            vocab_size=backend.get_vocab_size(),
+            context=128,
+            norm_epsilon=1e-5,
+            rope_theta=10000.0,
+        )
+    )
+    random = np.random.default_rng(1)
+    weights = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes}
+    save_file(weights, path / "model.safetensors")
+    return path
+
+
+def settings(directory: Path, **others: Any) -> Settings:
+    return Settings(model=str(directory), cache=directory.parent / "cache", slots=4, threads=1, **others)
+
+
+async def test_a_directory_is_served(directory: Path) -> None:
+    chosen = settings(directory)
+    model = load(chosen)
+    await model.engine.start()
+    transport = httpx.ASGITransport(create_app(chosen, model))
+    async with httpx.AsyncClient(transport=transport, base_url="http://arriero") as client:
+        card = (await client.get("/v1/models/Tiny-Random")).json()["card"]
+        body = {
+            "model": "Tiny-Random",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 5,
+            "ignore_eos": True,
+            "seed": 1,
+        }
+        first, second = [(await client.post("/v1/chat/completions", json=body)).json() for _ in range(2)]
+    await model.engine.close()
+    assert card["context"] == 128
+    assert card["family"] == "llama"
+    assert card["weights"] == "int8"
+    assert card["invariant"] is True
+    assert first["usage"]["prompt_tokens"] == len("user: Hi\nassistant: ")
+    assert first["usage"]["completion_tokens"] == 5
+    assert first["choices"] == second["choices"]
+    assert first["system_fingerprint"] == model.fingerprint
+
+
+async def test_a_model_without_a_template_completes_and_does_not_chat(directory: Path) -> None:
+    (directory / "tokenizer_config.json").unlink()
+    chosen = settings(directory, model_name="mine", weights="fp32")
+    model = load(chosen)
+    assert model.template is None
+    assert model.card.weights == "fp32"
+    await model.engine.start()
+    transport = httpx.ASGITransport(create_app(chosen, model))
+    async with httpx.AsyncClient(transport=transport, base_url="http://arriero") as client:
+        body = {"model": "mine", "messages": [{"role": "user", "content": "Hi"}]}
+        chat = await client.post("/v1/chat/completions", json=body)
+        text = await client.post("/v1/completions", json={"model": "mine", "prompt": "Hi", "max_tokens": 1})
+    await model.engine.close()
+    assert chat.status_code == 400
+    assert chat.json()["error"]["param"] == "model"
+    assert text.status_code == 200
+
+
+def test_the_fingerprint_tells_what_may_change_answers(directory: Path) -> None:
+    int8, again, fp32 = (load(settings(directory, weights=weights)) for weights in ("auto", "int8", "fp32"))
+    assert int8.fingerprint == again.fingerprint != fp32.fingerprint
+
+
+def test_a_context_beyond_the_models_is_refused(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="128"):
+        load(settings(directory, context=129))
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="nothing"):
+        load(settings(tmp_path / "nothing"))
