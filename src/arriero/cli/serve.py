@@ -6,7 +6,8 @@ import json
 import logging
 import shlex
 import signal
-from contextlib import closing, suppress
+import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from arriero import config
@@ -32,14 +33,20 @@ def serve(**flags: str | None) -> None:
     """
     settings = config.load({name: value for name, value in flags.items() if value is not None})
     log.set_up(settings.log_level)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _quit)
     # Importing and loading come after the address is ours: a taken port is told at once, not after a download.
     from arriero.cli import server
 
-    with suppress(KeyboardInterrupt), closing(server.bind(settings.host, settings.port)) as listener:
+    with closing(server.bind(settings.host, settings.port)) as listener:
         if server.is_public(listener):
             logger.warning("Anyone who can reach %s can use this server: it asks for no key", settings.host)
         _serve(settings, listener)
+
+
+def _quit(number: int, frame: object) -> None:
+    """Stop loading. Not by KeyboardInterrupt, which Python may turn into a death by signal even when it is caught."""
+    sys.exit(0)
 
 
 def _serve(settings: config.Settings, listener: socket.socket) -> None:
