@@ -76,14 +76,13 @@ CASES = [(each, endpoint) for each in REFUSED for endpoint in each.endpoints]
 @pytest.mark.parametrize(("parameter", "endpoint"), CASES, ids=[f"{each.name}-{where}" for each, where in CASES])
 async def test_what_is_not_implemented_is_refused_by_name(served: Any, parameter: Any, endpoint: str) -> None:
     name = parameter.name
-    if name != "parallel_tool_calls":  # both its values ask for nothing while there are no tools
-        answer = await send(served, endpoint, **{name: example(name, endpoint)})
-        assert answer.status_code == 400, answer.text
-        error = answer.json()["error"]
-        assert error["param"] == name
-        assert error["code"] == "unsupported_parameter"
-        assert error["type"] == "invalid_request_error"
-        assert f"'{name}'" in error["message"]
+    answer = await send(served, endpoint, **{name: example(name, endpoint)})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == name
+    assert error["code"] == "unsupported_parameter"
+    assert error["type"] == "invalid_request_error"
+    assert f"'{name}'" in error["message"]
     for neutral in (None, *parameter.refusal.neutral):
         answer = await send(served, endpoint, **{name: neutral})
         assert answer.status_code == 200, answer.text

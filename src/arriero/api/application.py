@@ -12,6 +12,7 @@ from arriero.api.documentation import document, documentation_routes
 from arriero.api.generation import Delivery
 from arriero.api.health import health_routes
 from arriero.api.models import model_routes
+from arriero.api.parameters import ChatParameters, CompletionParameters
 from arriero.api.schemas import ChatCompletionChunk
 from arriero.errors import ArrieroError
 from arriero.pool import Pool
@@ -35,7 +36,7 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     app.include_router(model_routes(pool))
     app.include_router(health_routes(pool))
     app.include_router(documentation_routes(app.title))
-    document(app, ChatCompletionChunk)
+    document(app, taken=[ChatParameters, CompletionParameters], given=[ChatCompletionChunk])
     app.add_exception_handler(ArrieroError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_error)

@@ -34,7 +34,15 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of chat completions, for the models of `pool`."""
     routes = APIRouter(tags=["Chat"])
 
-    @routes.post("/v1/chat/completions", **describe_generation(ChatParameters, ChatCompletion, ChatCompletionChunk))
+    documentation = describe_generation(
+        ChatParameters,
+        ChatCompletion,
+        ChatCompletionChunk,
+        model=pool.list()[0].name,
+        messages=[{"role": "user", "content": "Tell me a joke."}],
+    )
+
+    @routes.post("/v1/chat/completions", **documentation)
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
         parameters, ignored = await read_parameters(request, ChatParameters, delivery.body_limit)

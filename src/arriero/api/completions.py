@@ -37,7 +37,16 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of text completions, for the models of `pool`."""
     routes = APIRouter(tags=["Completions"])
 
-    @routes.post("/v1/completions", **describe_generation(CompletionParameters, Completion, Completion))
+    documentation = describe_generation(
+        CompletionParameters,
+        Completion,
+        Completion,
+        model=pool.list()[0].name,
+        prompt="Once upon a time",
+        max_tokens=32,
+    )
+
+    @routes.post("/v1/completions", **documentation)
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
         parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -9,9 +10,9 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from arriero.api.parameters import ChatParameters, CompletionParameters, GenerationParameters
+from arriero.api.parameters import GenerationParameters
 from arriero.api.schemas import Error
 from arriero.wire.headers import IGNORED
 
@@ -29,34 +30,38 @@ _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/cs
 
 
 def describe_generation(
-    parameters: type[GenerationParameters], answer: type[BaseModel], chunk: type[BaseModel]
+    parameters: type[GenerationParameters], answer: type[BaseModel], chunk: type[BaseModel], **example: Any
 ) -> dict[str, Any]:
-    """What FastAPI is to document of a route that reads its body and writes its answer by itself."""
+    """What FastAPI is to document of a route that reads its body and writes its answer by itself.
+
+    `example` is a body to try.
+    """
     stream = {"schema": {"$ref": _SCHEMA.format(model=chunk.__name__)}}
     headers = {IGNORED: {"description": "Parameters that nobody knows.", "schema": {"type": "string"}}}
     success = {"model": answer, "headers": headers, "content": {"text/event-stream": stream}}
-    body = {"application/json": {"schema": {"$ref": _SCHEMA.format(model=parameters.__name__)}}}
+    schema = {"$ref": _SCHEMA.format(model=parameters.__name__)}
+    body = {"application/json": {"schema": schema, "example": example}}
     return {
         "responses": {200: success | {"description": "The answer, or the stream of its parts."}, **ERRORS},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
 
 
-def document(app: FastAPI, *described: type[BaseModel]) -> None:
+def document(app: FastAPI, taken: Sequence[type[BaseModel]], given: Sequence[type[BaseModel]]) -> None:
     """Have `app.openapi()` also describe what routes take and give without telling FastAPI."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schemas = generate()["components"]["schemas"]
-            schemas.update(_schemas("validation", ChatParameters, CompletionParameters))
-            schemas.update(_schemas("serialization", *described))
+            components = generate()["components"]
+            untold = _schemas("validation", *taken) | _schemas("serialization", *given)
+            components["schemas"] = dict(sorted((components["schemas"] | untold).items()))
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
 
 
-def _schemas(mode: Any, *models: type[BaseModel]) -> dict[str, Any]:
+def _schemas(mode: JsonSchemaMode, *models: type[BaseModel]) -> dict[str, Any]:
     _, definitions = models_json_schema([(model, mode) for model in models], ref_template=_SCHEMA)
     return dict(definitions["$defs"])
 

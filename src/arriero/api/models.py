@@ -22,7 +22,7 @@ def model_routes(pool: Pool) -> APIRouter:
         """List the models."""
         return {"object": "list", "data": [_describe(model) for model in pool.list()]}
 
-    @routes.get("/v1/models/{model:path}", response_model=Model, responses={404: ERRORS[404]})
+    @routes.get("/v1/models/{model:path}", response_model=Model, responses={"4XX": ERRORS[404]})
     async def retrieve_model(model: str) -> dict[str, Any]:
         """Tell about one model; its id may contain slashes."""
         return _describe(pool.get(model))

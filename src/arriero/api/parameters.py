@@ -188,9 +188,7 @@ class ChatParameters(GenerationParameters):
     metadata: Annotated[dict[str, Any], refused({})] = Field({}, description="Labels for stored answers.")
     modalities: Annotated[list[str], refused(["text"])] = Field(["text"], description="Kinds of output.")
     moderation: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Moderate input and output.")
-    parallel_tool_calls: Annotated[bool, refused(True, False)] = Field(
-        True, description="Whether several tools may be called at once; without tools it asks for nothing."
-    )
+    parallel_tool_calls: bool = Field(True, description="Without tools, which are refused, it asks for nothing.")
     prediction: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Text expected in the answer.")
     prompt_cache_key: Annotated[str | None, refused("")] = Field(None, description="Groups requests for caching.")
     prompt_cache_options: Annotated[dict[str, Any], refused({}, {"mode": "implicit"})] = Field(
