@@ -80,6 +80,11 @@ def run():
 
 
 @pytest.fixture
+def launch():
+    return launched
+
+
+@pytest.fixture
 def serve():
     return serving
 

@@ -3,6 +3,7 @@ import json
 import shlex
 import signal
 import socket
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -141,6 +142,15 @@ async def test_a_model_that_is_not_there_is_one_sentence(run):
     assert finished.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_while_it_loads_ends_it(launch, number):
+    async with launch("serve", "--engine", "scripted", "--host", "0.0.0.0", "--port", "0") as process:
+        await process.stderr.readline()  # The warning comes after the address is taken and before anything is loaded.
+        process.send_signal(number)
+        stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout, stderr) == (0, b"", b"")
+
+
 async def test_a_public_address_is_warned_about(serve):
     async with serve("--host", "0.0.0.0") as server:
         assert server.url.startswith("http://127.0.0.1:")
@@ -158,8 +168,10 @@ async def test_ipv6_is_served(serve):
 
 async def connect_for_ever(url: str) -> None:
     while True:
-        async with httpx.AsyncClient() as client:
-            await client.get(f"{url}/health")
+        # One that came as the server stopped to listen is closed without an answer.
+        with suppress(httpx.RemoteProtocolError, httpx.ReadError):
+            async with httpx.AsyncClient() as client:
+                await client.get(f"{url}/health")
 
 
 async def running(url: str) -> None:
