@@ -92,9 +92,15 @@ class Tokenizer:
         return _encode(self._literal, text, add_special_tokens=False).ids
 
     def control_spans(self, text: str) -> list[tuple[int, int, int]]:
-        """Start, end and id of the control tokens that `encode` finds in `text`."""
+        """Start, end and id of the control tokens that `encode` finds in `text`, without white space around them."""
         encoding = _encode(self._backend, text, add_special_tokens=False)
-        return [(*span, id) for span, id in zip(encoding.offsets, encoding.ids, strict=True) if id in self._aliases]
+        spans = []
+        for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if id in self._aliases:
+                token = self._added[id]["content"]
+                found = text.find(token, start, end)
+                spans.append((start, end, id) if found < 0 else (found, found + len(token), id))
+        return spans
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `tokens`, with U+FFFD for bytes that are not UTF-8."""

@@ -39,7 +39,7 @@ class ChatTemplate:
         does not come to an end.
         """
         with _nesting_refused():
-            plain = _with_texts(_given(messages, add_generation_prompt, variables), str)
+            plain = _with_texts(_given(messages, add_generation_prompt, variables), str.__str__)
         return self._run(plain)
 
     def encode(
@@ -109,7 +109,7 @@ class _Disguise:
         """The variables in disguise, and the table for `str.translate` that lifts it: empty if nothing needed one."""
         texts = list(_texts(variables))
         if not any(map(self._found, texts)):
-            return _with_texts(variables, str), {}
+            return _with_texts(variables, str.__str__), {}
         used = set(self._source).union(*texts)
         unused = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
         masks = dict(zip(self._first_characters, unused, strict=False))
@@ -163,6 +163,6 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
         return {_with_texts(key, change): _with_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_with_texts(item, change) for item in value]
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or type(value) in (bool, int, float):
         return value
     raise TypeError(f"A chat template takes JSON values, not {type(value).__name__}.")

@@ -38,9 +38,9 @@ class Program:
 
     def __init__(self, source: str) -> None:
         environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, _Meter, loopcontrols], finalize=_write
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_write
         )
-        tree: nodes.Template = _Metered(environment).visit(environment.parse(source))
+        tree: nodes.Template = _Metered().visit(environment.parse(source))
         self._template = environment.from_string(tree)
 
     def run(self, variables: Mapping[str, Any]) -> str:
@@ -74,35 +74,40 @@ class _Allowance:
 _allowance: ContextVar[_Allowance] = ContextVar("_allowance")
 
 
-@jinja2.pass_context  # with a context it is called at run time only, never to fold constants
+# With a context these are called at run time only, never to fold constants.
+
+
+@jinja2.pass_context
 def _write(context: Context, value: Any) -> Any:
+    """Whatever `{{ }}` puts out."""
     _allowance.get().write(len(value) if isinstance(value, str) else 1)
     return value
 
 
-class _Meter(Extension):
-    """What a metered template calls while it runs."""
+@jinja2.pass_context
+def _step(context: Context, num_characters: int) -> bool:
+    """One more turn of a loop or call of a macro, which writes this much fixed text."""
+    _allowance.get().step()
+    _allowance.get().write(num_characters)
+    return True
 
-    def step(self, num_characters: int) -> bool:
-        """One more turn of a loop or a macro, which writes this much fixed text."""
-        _allowance.get().step()
-        _allowance.get().write(num_characters)
-        return True
 
-    def concatenate(self, *values: Any) -> str:
-        """`a ~ b`."""
-        return _sized("".join(map(str, values)))
+@jinja2.pass_context
+def _concatenate(context: Context, values: Iterable[Any]) -> str:
+    """`a ~ b`."""
+    return _sized("".join(map(str, values)))
+
+
+_METERS = {"meter step": _step, "meter concatenate": _concatenate}
+"""Filters, which are the cheapest to call, by names that no template can spell."""
 
 
 class _Metered(NodeTransformer):
-    """Makes loops, macros and `~` of a template call the meter."""
-
-    def __init__(self, environment: jinja2.Environment) -> None:
-        self._meter = next(one for one in environment.extensions.values() if isinstance(one, _Meter))
+    """Makes loops, macros and `~` of a template call the meters."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (named after the node)
         if node.test is not None:
-            node.test = nodes.And(self._step(0), node.test)
+            node.test = nodes.And(_call("meter step", nodes.Const(0)), node.test)
         return self._visit_body(node)
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
@@ -113,16 +118,17 @@ class _Metered(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return self._meter.call_method("concatenate", node.nodes, lineno=node.lineno)
+        return _call("meter concatenate", nodes.List(node.nodes))
 
     def _visit_body(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         fixed = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(self._step(fixed), lineno=node.lineno))
+        node.body.insert(0, nodes.ExprStmt(_call("meter step", nodes.Const(fixed)), lineno=node.lineno))
         return node
 
-    def _step(self, num_characters: int) -> nodes.Call:
-        return self._meter.call_method("step", [nodes.Const(num_characters)])
+
+def _call(meter: str, argument: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(argument, meter, [], [], None, None)
 
 
 class _Generation(Extension):
@@ -148,7 +154,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.filters["tojson"] = _to_json
+        self.filters |= {"tojson": _to_json, **_METERS}
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
