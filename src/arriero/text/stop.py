@@ -36,8 +36,11 @@ class _Pattern:
         Returns how many it ends with after `text`, and the characters read: fewer than all when the pattern
         is complete before.
         """
-        for num_read, character in enumerate(text, start=1):
-            matched = self._advance(matched, character)
+        skipped = 0 if matched else text.find(self._text[0])
+        if skipped < 0:  # by far the most frequent case
+            return 0, len(text)
+        for num_read in range(skipped + 1, len(text) + 1):
+            matched = self._advance(matched, text[num_read - 1])
             if matched == self.length:
                 return matched, num_read
         return matched, len(text)
