@@ -1,7 +1,10 @@
 """How byte-level vocabularies cut a text into words before merging, by the names that GGUF files use.
 
 The expressions are those of the models' own tokenizer.json files. `tokenizer.ggml.pre` names them as in
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp, which gives the same words but for two things:
+it leaves combining marks out of the expressions of `tekken` and `gpt-4o`, and reads U+3000 differently in that of
+`deepseek-llm`. A normal form that a tokenizer.json asks for (Qwen's composes accents) is not in GGUF files, and neither
+llama.cpp nor transformers applies one to them.
 """
 
 from __future__ import annotations
