@@ -215,6 +215,18 @@ def test_truncation_and_padding_of_the_file_are_not_applied(vocabularies, tmp_pa
     assert len(load_tokenizer(damaged(shorten, vocabularies, tmp_path)).encode("one two three four five six")) > 3
 
 
+def test_added_tokens_have_the_ids_that_the_library_gives_them(vocabularies, tmp_path):
+    def leave_a_gap(document: dict) -> None:
+        document["added_tokens"].append(document["added_tokens"][1] | {"id": 9999, "content": "<|late|>"})
+
+    tokenizer = load_tokenizer(damaged(leave_a_gap, vocabularies, tmp_path))
+    late = tokenizer.encode("<|late|>", add_special_tokens=False)
+    assert late == [tokenizer.control_tokens["<|late|>"]] == tokenizer.encode_parts(late)
+    assert tokenizer.is_special(late[0])
+    assert tokenizer.decode(late, skip_special_tokens=False) == "<|late|>"
+    assert not set(late) & set(tokenizer.encode("<|late|>", parse_special=False))
+
+
 TOKENS = ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab"]
 FIELDS = {
     "tokenizer.ggml.model": "llama",

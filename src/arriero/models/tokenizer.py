@@ -55,8 +55,9 @@ class Tokenizer:
         self._path = path
         self._source = json.dumps(document, ensure_ascii=False)
         self._backend = _build(path, self._source)
-        self._added = {token["id"]: token for token in document["added_tokens"]}
-        self._special = frozenset(id for id, token in self._added.items() if token["special"])
+        # Their ids in the document are no more than a wish, where they leave gaps.
+        self._added: dict[int, tokenizers.AddedToken] = self._backend.get_added_tokens_decoder()
+        self._special = frozenset(id for id, token in self._added.items() if token.special)
         self._to_bytes, self.adds_space_prefix = _decoding(path, document.get("decoder"))
         self._bytes: dict[int, bytes] = {}
         self.vocab_size = self._backend.get_vocab_size()
@@ -65,7 +66,7 @@ class Tokenizer:
         self.eos_token = self.special_tokens.get("eos_token")
         self.bos_token_id = None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
         self.end_token_ids = metadata.end_token_ids
-        self.control_tokens = {token["content"]: id for id, token in self._added.items() if self._is_control(token)}
+        self.control_tokens = {token.content: id for id, token in self._added.items() if self._is_control(id)}
         nonce = secrets.randbits(64)
         self._aliases = {id: f"\U000f0000{nonce}.{id}\U000f0001" for id in self.control_tokens.values()}
         self._adds_bos = self.bos_token_id is not None and self._backend.encode("").ids[:1] == [self.bos_token_id]
@@ -97,7 +98,7 @@ class Tokenizer:
         spans = []
         for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if id in self._aliases:
-                token = self._added[id]["content"]
+                token = self._added[id].content
                 found = text.find(token, start, end)
                 spans.append((start, end, id) if found < 0 else (found, found + len(token), id))
         return spans
@@ -121,10 +122,10 @@ class Tokenizer:
         """Whether `token` is left out of text: beginning, end, roles and the like."""
         return token in self._special
 
-    def _is_control(self, token: Mapping[str, Any]) -> bool:
+    def _is_control(self, token: int) -> bool:
         """Fine-tunes often add `<|im_start|>` without saying that it is special."""
-        text = token["content"]
-        return token["special"] or token["id"] in self.end_token_ids or _CONTROL_SHAPE.fullmatch(text) is not None
+        looks_like_it = _CONTROL_SHAPE.fullmatch(self._added[token].content) is not None
+        return token in self._special or token in self.end_token_ids or looks_like_it
 
     @cached_property
     def _literal(self) -> tokenizers.Tokenizer:
