@@ -1,0 +1,119 @@
+"""llama.cpp as the PyPI wheel `xllamacpp`: its model files, its virtual environment, its server as a process.
+
+The benchmarks compare with it; nothing in Arriero itself depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+PACKAGE = "xllamacpp==2026.10.11549"
+LAUNCHER = Path(__file__).with_name("llama_cpp_server.py")
+START_SECONDS = 60.0
+
+
+def requantise(source: Path, target: Path, kind: str) -> Path:
+    """Write `source` again with its quantised matrices as `kind`, as llama.cpp's own tool would lay them out.
+
+    All metadata is copied. One-dimensional tensors stay as they are, and so does the embedding (which is
+    also the output projection): for this model's width llama.cpp keeps it at Q8_0 in every 4-bit file.
+    An existing target is taken as it is.
+
+    Returns: `target`.
+    """
+    if target.exists():
+        return target
+    wanted = gguf.GGMLQuantizationType[kind]
+    reader = gguf.GGUFReader(source)
+    part = target.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, arch=reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=field.types[-1])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    for tensor in reader.tensors:
+        data, tensor_type = tensor.data, tensor.tensor_type
+        if len(tensor.shape) == 2 and tensor.name != "token_embd.weight":
+            weights = gguf.quants.dequantize(data, tensor_type).astype(np.float32)
+            data, tensor_type = gguf.quants.quantize(weights, wanted), wanted
+        writer.add_tensor(tensor.name, data, raw_dtype=tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return part.rename(target)
+
+
+def model_files(source: Path, directory: Path) -> dict[str, Path]:
+    """The same model as Q4_1 (the source itself), Q8_0 and Q4_0, written into `directory` once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {"Q4_1": source}
+    for kind in ("Q8_0", "Q4_0"):
+        files[kind] = requantise(source, directory / f"{source.stem.split('.')[0]}.{kind}.gguf", kind)
+    return files
+
+
+def python(directory: Path) -> Path:
+    """The interpreter of a virtual environment that holds llama.cpp and nothing else, made on first use."""
+    interpreter = directory / "bin" / "python"
+    if not interpreter.exists():
+        venv.create(directory, with_pip=True)
+        subprocess.run([interpreter, "-m", "pip", "install", "-q", PACKAGE], check=True)
+    return interpreter
+
+
+@contextmanager
+def server(interpreter: Path, model: Path, flags: dict[str, Any]) -> Iterator[str]:
+    """Run llama.cpp's server on a free port; yields its base URL (ending in `/v1`), ends the process after.
+
+    `flags` are attributes of `xllamacpp.CommonParams`, dotted for nested ones.
+
+    Raises:
+        RuntimeError: it did not answer `/health` within 60 seconds; its log is shown.
+    """
+    command = [str(interpreter), str(LAUNCHER), json.dumps({"model.path": str(model), **flags})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"llama.cpp did not start: {' '.join(command)}")
+        _wait_until_healthy(address)
+        yield f"{address}/v1"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_healthy(address: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{address} did not become healthy") from None
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    for kind, path in model_files(Path(sys.argv[1]), Path(sys.argv[2])).items():
+        print(kind, path, path.stat().st_size)

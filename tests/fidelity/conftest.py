@@ -1,0 +1,65 @@
+"""Runners on checkpoints, and lines that are always shown."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from arriero.core import Runner
+from arriero.models.architecture import Checkpoint
+from arriero.models.checkpoint import open_checkpoint
+from arriero.runners.onnx import load_runner
+from fidelity.form import PROOF
+
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if PROOF:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.fixture(scope="session")
+def conversions() -> Iterator[Path]:
+    """Where converted graphs lie until the tests are over; fp32 weights are large."""
+    with tempfile.TemporaryDirectory(prefix="arriero-fidelity-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint(smollm2_path: Path) -> Checkpoint:
+    """The catalog's default model."""
+    return open_checkpoint(smollm2_path)
+
+
+@pytest.fixture(scope="module")
+def open_runner(conversions: Path) -> Iterator[Callable[..., Runner]]:
+    """Make a runner of a checkpoint; closed when the module's tests are over."""
+    runners: list[Runner] = []
+
+    def make(checkpoint: Checkpoint, weights: str, slots: int, context: int) -> Runner:
+        runner = load_runner(
+            checkpoint, weights=weights, slots=slots, context=context, threads=THREADS, cache=conversions
+        )
+        runners.append(runner)
+        return runner
+
+    yield make
+    for runner in runners:
+        runner.close()
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a line that is shown whether the test passes or not."""
+
+    def show(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{request.node.name}: {line}", end="", flush=True)
+
+    return show

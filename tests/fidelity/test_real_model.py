@@ -1,0 +1,67 @@
+"""SmolLM2-135M-Instruct in fp32 against transformers: logits, and greedy tokens however they come about."""
+
+import pytest
+
+from arriero.core import Row
+from fidelity.form import PROOF
+from fidelity.greedy import continuations
+from references import real_model
+
+TOLERANCE = 1e-3
+NUM_SLOTS = 16
+
+
+@pytest.fixture(scope="module")
+def runner(real_checkpoint, open_runner):
+    return open_runner(real_checkpoint, "fp32", slots=NUM_SLOTS, context=3200)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return real_model.continuations()
+
+
+@pytest.fixture
+def check(runner, everything, report):
+    """Continue some prompts, all of them in the long form, and hold every token against the reference."""
+
+    def continue_and_compare(num_short: int, num_long: int, *, together: int, chunk: int) -> None:
+        chosen = everything if PROOF else real_model.subset(everything, num_short, num_long)
+        prompts = [each.prompt for each in chosen]
+        answers = continuations(runner, prompts, real_model.NUM_TOKENS, together=together, chunk=chunk)
+        same = sum(answer == each.tokens for answer, each in zip(answers, chosen, strict=True))
+        long = sum(len(prompt) >= real_model.LONG for prompt in prompts)
+        report(f"{same} of {len(chosen)} prompts x {real_model.NUM_TOKENS} tokens identical, {long} prompts long")
+        for answer, each in zip(answers, chosen, strict=True):
+            assert answer == each.tokens, f"prompt of {len(each.prompt)} tokens, smallest lead {each.smallest_gap:.5f}"
+
+    return continue_and_compare
+
+
+def test_the_reference_is_large_enough(everything):
+    assert len(everything) >= 100
+    assert sum(len(each.prompt) >= real_model.LONG for each in everything) >= 10
+    assert all(len(each.tokens) == 64 for each in everything)
+
+
+def test_logits(runner, report):
+    worst = 0.0
+    compared = real_model.logits()
+    for each in compared:
+        values = runner.step([Row(0, each.tokens, 0)])[0, each.columns]
+        worst = max(worst, float(abs(values - each.values).max()))
+        runner.free(0)
+    report(f"largest difference {worst:.6f} over {len(compared)} positions")
+    assert worst < TOLERANCE
+
+
+def test_greedy_alone(check):
+    check(num_short=4, num_long=1, together=1, chunk=1 << 20)
+
+
+def test_greedy_in_a_batch_of_mixed_lengths(check):
+    check(num_short=22, num_long=2, together=NUM_SLOTS, chunk=1 << 20)
+
+
+def test_greedy_with_prompts_in_chunks(check):
+    check(num_short=14, num_long=1, together=NUM_SLOTS, chunk=37)
