@@ -12,7 +12,7 @@ once for all layers that read them (gate and up).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ class Format(Protocol):
 
     variant: str
     """Name of the format and its options: graphs of different variants are different files."""
+    smooth: bool
+    """True when weights are to be converted to coordinates without outliers first; see `smoothing`."""
     invariant: bool
     """True when a row's products depend on that row alone, bit for bit."""
 
@@ -59,6 +61,7 @@ class Fp32:
     """Plain float32 products."""
 
     variant = "fp32"
+    smooth = False
     invariant = True
 
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
@@ -78,6 +81,7 @@ class Int8:
     unsigned too, for which the kernels are exact; both give the same numbers.
     """
 
+    smooth = True
     invariant = True
 
     def __init__(self, *, signed_weights: bool) -> None:
@@ -120,6 +124,8 @@ class Int4:
     Fast at one row; a row's result may depend on its batch, so it is never chosen by itself.
     """
 
+    # Its activations have a scale for each block, so outliers cost little, and rotated weights would cost more.
+    smooth = False
     invariant = False
 
     def __init__(self, *, block: int = 32) -> None:
@@ -155,20 +161,63 @@ def quantise_blocks(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
     """Asymmetric 4-bit quantisation of [out, in] in blocks along the input, in MatMulNBits' layout.
 
-    Returns packed values [out, blocks, block / 2] (low nibble first), scales [out, blocks * 1] and zero
-    points [out, ceil(blocks / 2)] packed alike. The input is padded to whole blocks.
+    Returns packed values [out, blocks, block / 2] (low nibble first), scales [out, blocks] and zero points
+    [out, ceil(blocks / 2)] packed alike. The input is padded to whole blocks. A zero point must be an integer,
+    so it is chosen first, from those beside the ideal one, and the scale is fitted to it.
     """
     rows, columns = weight.shape
     blocks = -(-columns // block)
     padded = np.zeros((rows, blocks * block), np.float32)
     padded[:, :columns] = weight
     values = padded.reshape(rows, blocks, block)
-    low, high = np.minimum(values.min(2), 0), np.maximum(values.max(2), 0)
-    scales = ((high - low) / np.float32(15)).astype(np.float32)
-    scales[scales == 0] = 1
-    zeros = np.clip(np.rint(-low / scales), 0, 15).astype(np.uint8)
-    quantised = np.clip(np.rint(values / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
-    packed = quantised[..., 0::2] | (quantised[..., 1::2] << 4)
+    low, high = values.min(2), values.max(2)
+    ideal = np.clip(-low * 15 / np.maximum(high - low, 1e-12), 0, 15)
+    best = _fit(values, low, high, np.floor(ideal), 1.0)
+    for zero, shrink in ((np.floor(ideal), 0.9), (np.ceil(ideal), 1.0), (np.ceil(ideal), 0.9)):
+        fit = _fit(values, low, high, zero, shrink)
+        better = fit.error < best.error
+        best = _Fit(*(np.where(better, new, old) for new, old in zip(fit, best, strict=True)))
+    quantised = _integers(values, best.scale, best.zero).astype(np.uint8)
+    zeros = best.zero.astype(np.uint8)
     if blocks % 2:
         zeros = np.concatenate([zeros, np.zeros((rows, 1), np.uint8)], axis=1)
-    return packed, scales, zeros[:, 0::2] | (zeros[:, 1::2] << 4)
+    return _pack(quantised), best.scale, _pack(zeros)
+
+
+def _pack(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two to a byte along the last axis, the first one low."""
+    packed: NDArray[np.uint8] = nibbles[..., 0::2] | (nibbles[..., 1::2] << np.uint8(4))
+    return packed
+
+
+class _Fit(NamedTuple):
+    """Scale and zero point of every block, float32 [out, blocks], and the squared error they leave."""
+
+    scale: NDArray[np.float32]
+    zero: NDArray[np.float32]
+    error: NDArray[np.float32]
+
+
+def _fit(
+    values: NDArray[np.float32],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    shrink: float,
+) -> _Fit:
+    """The least-squares scale for given zero points, found from one that reaches `shrink` of the range."""
+    reach = np.maximum(high / np.maximum(15 - zero, 0.5), -low / np.maximum(zero, 0.5))
+    scale = np.where(reach > 0, reach * np.float32(shrink), 1).astype(np.float32)
+    for _ in range(2):
+        steps = _integers(values, scale, zero) - zero[..., None]
+        squares, products = (steps * steps).sum(2), (steps * values).sum(2)
+        scale = np.where(products > 0, products / np.maximum(squares, 1), scale)
+    error = (((_integers(values, scale, zero) - zero[..., None]) * scale[..., None] - values) ** 2).sum(2)
+    return _Fit(scale, zero.astype(np.float32), error)
+
+
+def _integers(
+    values: NDArray[np.float32], scale: NDArray[np.float32], zero: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    integers: NDArray[np.float32] = np.clip(np.rint(values / scale[..., None]) + zero[..., None], 0, 15)
+    return integers

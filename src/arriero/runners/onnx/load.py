@@ -12,6 +12,7 @@ from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Format, Fp32, Int4, Int8, WeightFormat
 from arriero.runners.onnx.probe import signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
+from arriero.runners.onnx.smoothing import SmoothedCheckpoint
 
 
 def load_runner(
@@ -35,7 +36,8 @@ def load_runner(
     """
     form = _format(weights)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
-    directory = converted(cache, key, lambda empty: build_decoder(checkpoint, form, empty, progress))
+    source = SmoothedCheckpoint(checkpoint) if form.smooth else checkpoint
+    directory = converted(cache, key, lambda empty: build_decoder(source, form, empty, progress))
     return OnnxRunner(
         directory,
         checkpoint.config,

@@ -1,0 +1,110 @@
+"""The same model in coordinates that quantise better.
+
+A few hidden channels of a language model are tens of times larger than the rest, and an int8 scale that must
+reach them leaves the others few steps. Two changes of coordinates spread them out. Neither changes what the
+model computes, neither costs anything at run time, and neither needs data:
+
+- The residual stream is rotated. With each norm's gamma folded into the layers that read it, RMSNorm commutes
+  with an orthogonal matrix, which can then be folded into every layer that reads or writes the stream
+  (Ashkboos et al. 2024, QuaRot). Rotated, an outlier is spread over all channels.
+- Between up_proj and down_proj each channel is divided and multiplied by a factor (Xiao et al. 2023,
+  SmoothQuant). What a channel will reach is estimated from the norms of the weights that make it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.models.architecture import Checkpoint, DecoderConfig
+
+_READS_ATTENTION_NORM = ("q_proj", "k_proj", "v_proj")
+_WRITES = ("o_proj", "down_proj")
+
+
+class SmoothedCheckpoint:
+    """A `Checkpoint` whose weights are another's in smoother coordinates; embeddings and head are untied."""
+
+    def __init__(self, original: Checkpoint) -> None:
+        self._original = original
+        self.identity = original.identity
+
+    @cached_property
+    def config(self) -> DecoderConfig:
+        """The original's, with a head of its own: the head takes in the last norm's gamma, the embeddings do not."""
+        return dataclasses.replace(self._original.config, tie_embeddings=False)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._original or name == "lm_head.weight"
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """See `Checkpoint.tensor`."""
+        if name.endswith("norm.weight"):
+            return np.ones_like(self._original.tensor(name))
+        if name == "model.embed_tokens.weight":
+            return rotate(self._original.tensor(name))
+        if name == "lm_head.weight":
+            tied = self._original.config.tie_embeddings
+            head = self._original.tensor("model.embed_tokens.weight" if tied else name)
+            return rotate(head * self._original.tensor("model.norm.weight"))
+        return self._layer_tensor(name)
+
+    def _layer_tensor(self, name: str) -> NDArray[np.float32]:
+        layer, _, module, kind = name.rsplit(".", 3)  # model.layers.0 . mlp . up_proj . weight
+        value = self._original.tensor(name)
+        if module == "up_proj":
+            value = value / self._factors(layer).reshape(-1, *[1] * (value.ndim - 1))
+        elif module == "down_proj" and kind == "weight":
+            value = value * self._factors(layer)
+        if module in _WRITES:
+            return rotate(value) if kind == "bias" else np.ascontiguousarray(rotate(value.T).T)
+        return value if kind == "bias" else rotate(value * self._gamma(layer, module))
+
+    def _gamma(self, layer: str, module: str) -> NDArray[np.float32]:
+        norm = "input_layernorm" if module in _READS_ATTENTION_NORM else "post_attention_layernorm"
+        return self._original.tensor(f"{layer}.{norm}.weight")
+
+    def _factors(self, layer: str) -> NDArray[np.float32]:
+        """What each inner channel of the MLP is divided by, float32 [intermediate].
+
+        The square root of how far the channel reaches over how much its output weights are, which evens out
+        both; a channel reaches as far as the rows of gate and up that make it are long.
+        """
+        gamma = self._gamma(layer, "gate_proj")
+        gate, up, down = (self._original.tensor(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
+        reach = np.linalg.norm(gate * gamma, axis=1) * np.linalg.norm(up * gamma, axis=1)
+        factors: NDArray[np.float32] = np.sqrt((reach + 1e-8) / (np.abs(down).max(axis=0) + 1e-8))
+        return factors.astype(np.float32)
+
+
+def rotate(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows [..., size] times a fixed orthogonal matrix [size, size] whose entries are all of similar magnitude.
+
+    The matrix is the Kronecker product of a Hadamard matrix (size's power of two) and a discrete cosine
+    transform (its odd part), after random signs, which keep constant rows from gathering in one channel.
+    """
+    size = rows.shape[-1]
+    power = size & -size
+    signs = np.where(np.random.PCG64(size).random_raw(size) >> 63, 1, -1).astype(np.float32)
+    # [..., odd, power], the Hadamard transform runs along the last axis, in log2(power) passes of sums and differences.
+    values = (rows * signs).reshape(-1, size // power, power)
+    step = 1
+    while step < power:
+        pairs = values.reshape(*values.shape[:2], -1, 2, step)
+        values = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=3)
+        values = values.reshape(-1, size // power, power)
+        step *= 2
+    values = np.einsum("ij,njk->nik", _cosines(size // power), values / np.float32(np.sqrt(power)))
+    return np.ascontiguousarray(values.reshape(rows.shape), np.float32)
+
+
+def _cosines(size: int) -> NDArray[np.float32]:
+    """The orthonormal DCT-II matrix."""
+    indices = np.arange(size)
+    matrix = np.sqrt(2 / size) * np.cos(np.pi * (2 * indices[None] + 1) * indices[:, None] / (2 * size))
+    matrix[0] /= np.sqrt(2)
+    cosines: NDArray[np.float32] = matrix.astype(np.float32)
+    return cosines
