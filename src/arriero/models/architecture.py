@@ -32,6 +32,7 @@ class DecoderConfig:
     norm_epsilon: float
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None = None
+    """See `arriero.models.rope`."""
     tie_embeddings: bool = False
     activation: str = "silu"
     attention_bias: bool = False

@@ -45,8 +45,8 @@ def _apply_settings(document: dict[str, Any], settings: Mapping[str, Any], speci
     document["truncation"] = document["padding"] = None
     if "add_bos_token" in settings or "add_eos_token" in settings:
         bos, eos = (
-            (text, added[text]["id"])
-            if settings.get(f"add_{name}") and (text := special_tokens.get(name)) in added and text is not None
+            (mark, added[mark]["id"])
+            if settings.get(f"add_{name}") and (mark := special_tokens.get(name)) is not None and mark in added
             else None
             for name in ("bos_token", "eos_token")
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from arriero.errors import ModelLoadError
 from arriero.models.architecture import Checkpoint
 from arriero.models.cache import converted
 from arriero.runners.onnx.decoder import build_decoder
@@ -13,6 +14,8 @@ from arriero.runners.onnx.formats import Format, Fp32, Int4, Int8, WeightFormat
 from arriero.runners.onnx.probe import signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
 from arriero.runners.onnx.smoothing import SmoothedCheckpoint
+
+HEAD_MULTIPLE = 16
 
 
 def load_runner(
@@ -32,8 +35,14 @@ def load_runner(
     called while converting, with the number of layers.
 
     Raises:
-        ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
+        ModelLoadError: the graph cannot compute this architecture, a tensor is missing or misshapen, or the
+            cache cannot be written.
     """
+    if checkpoint.config.head_dim % HEAD_MULTIPLE:
+        raise ModelLoadError(
+            f"The attention heads have {checkpoint.config.head_dim} channels; "
+            f"onnxruntime's attention takes multiples of {HEAD_MULTIPLE}."
+        )
     form = _format(weights)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
     source = SmoothedCheckpoint(checkpoint) if form.smooth else checkpoint

@@ -35,8 +35,10 @@ class OnnxRunner:
     Rows with one token are decoded together in one run of the graph. A row with several tokens is a run of
     its own, because attention on the CPU takes no batch of several rows with several tokens each.
 
-    Attention sums in another order where a row has one token than where it has several. A prompt's result
-    is the same however it is cut into chunks of two or more tokens; hence `min_prompt_chunk`.
+    Attention sums in another order for one token than for several. Decoding always takes the one way; prompts
+    always take the other, if they are never cut into chunks of one token (`min_prompt_chunk`) and if attention,
+    which works in blocks of tokens, is never left with a last block of one. So a prompt's result is the same
+    however it is cut.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class OnnxRunner:
         logits: dict[int, NDArray[np.float32]] = {}
         for row in rows:
             if len(row.tokens) > 1:
-                logits[row.slot] = self._prefill(row)
+                logits[row.slot] = np.concatenate([self._prefill(part) for part in _parts(row)])
         single = {row.slot: row for row in rows if len(row.tokens) == 1}
         if single:
             order = self._cache.arrange(list(single))
@@ -167,6 +169,19 @@ class OnnxRunner:
             _bind(io.bind_input, f"past.{name}", rows)
             _bind(io.bind_output, f"present.{name}", rows)
         return _Binding(io, arrays)
+
+
+def _parts(row: Row) -> list[Row]:
+    """The row as one run, or as two where its last block in attention would hold a single token.
+
+    Attention's blocks are a multiple of 16 tokens long: twice the head's size, or less where that does not
+    fit the processor's cache.
+    """
+    if len(row.tokens) % 16 != 1:
+        return [row]
+    cut = len(row.tokens) - 2
+    first = Row(row.slot, row.tokens[:cut], row.position, Want.ALL if row.want is Want.ALL else Want.NOTHING)
+    return [first, Row(row.slot, row.tokens[cut:], row.position + cut, row.want)]
 
 
 def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
