@@ -24,7 +24,9 @@ reference:  ## Against transformers and torch: pip install -e '.[test,reference]
 clients:  ## Other clients of the API, each in an environment of its own: needs npm and the network.
 	$(BIN)/pytest tests/clients_external
 
-proof: lint types imports test
+proof:  ## Same answers as transformers and alone as in a crowd, and the price of each weight format in perplexity.
+	$(BIN)/pytest tests/fidelity tests/reference_live
+	$(BIN)/python benchmarks/quality.py
 
 bench:  ## The figures of benchmarks/RESULTS.md.
 	$(BIN)/python benchmarks/compare.py
