@@ -123,14 +123,21 @@ def kind(field: FieldInfo) -> type:
     return annotation
 
 
+def limits(field: FieldInfo) -> tuple[int, int] | None:
+    """The least and the largest value of a setting that is a number."""
+    if kind(field) not in (int, float):
+        return None
+    low, high = (getattr(rule, name) for name in ("ge", "le") for rule in field.metadata if hasattr(rule, name))
+    return low, high
+
+
 def expected(field: FieldInfo) -> str:
     """What a setting's value has to be, in words."""
     if options := choices(field):
         return "one of " + ", ".join(options)
-    if kind(field) in (int, float):
+    if bounds := limits(field):
         noun = "a whole number" if kind(field) is int else "a number"
-        low, high = (getattr(rule, name) for name in ("ge", "le") for rule in field.metadata if hasattr(rule, name))
-        return f"{noun} from {low} to {high}"
+        return f"{noun} from {bounds[0]} to {bounds[1]}"
     return {ByteSize: "a size such as 16MiB, at least 1KiB", Path: "a path", str: "a text that is not empty"}[
         kind(field)
     ]

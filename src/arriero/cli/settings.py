@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from arriero import config
 
-_METAVARS = {int: "NUMBER", float: "NUMBER", ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
+_METAVARS = {ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,9 +35,15 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     )
     shown: dict[str, Any] = {
         "help": f"{field.description} [dim]({origin})[/dim]",
-        "metavar": "|".join(config.choices(field)) or _METAVARS[config.kind(field)],
+        "metavar": _metavar(field),
         "show_default": False,
     }
     if name == "model":
         return Annotated[str | None, typer.Argument(**shown | {"metavar": config.flag(name)})]
     return Annotated[str | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
+
+
+def _metavar(field: FieldInfo) -> str:
+    if bounds := config.limits(field):
+        return f"{bounds[0]}-{bounds[1]}"
+    return "|".join(config.choices(field)) or _METAVARS[config.kind(field)]
