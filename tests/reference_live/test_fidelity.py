@@ -1,0 +1,43 @@
+"""The committed references of tests/fidelity are what transformers computes today."""
+
+import os
+
+import numpy as np
+import pytest
+
+from references import make_real_model, real_model, tiny_models
+
+EVERY = slice(None, None, 1 if os.environ.get("PROOF") else 13)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_path):
+    return make_real_model.load_model(smollm2_path)
+
+
+def test_tiny_models():
+    made = tiny_models.make()
+    with np.load(tiny_models.FILE) as committed:
+        assert set(committed) == set(made)
+        for name, values in made.items():
+            np.testing.assert_allclose(committed[name], values, rtol=0, atol=1e-4)
+
+
+def test_prompts_of_the_real_model(smollm2_path):
+    prompts = make_real_model.load_prompts(smollm2_path)
+    assert [each.prompt for each in real_model.continuations()] == [tuple(prompt) for prompt in prompts]
+
+
+@pytest.mark.timeout(3600)
+def test_continuations_by_the_real_model(model):
+    for each in real_model.continuations()[EVERY]:
+        tokens, _ = make_real_model.greedy(model, list(each.prompt))
+        assert tokens == each.tokens
+
+
+@pytest.mark.timeout(600)
+def test_logits_of_the_real_model(model):
+    made = make_real_model.logits(model, [list(each.prompt) for each in real_model.continuations()])
+    with np.load(real_model.FILE) as committed:
+        for name, values in made.items():
+            np.testing.assert_allclose(committed[name], values, rtol=0, atol=1e-4)
