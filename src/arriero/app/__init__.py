@@ -16,6 +16,7 @@ from arriero.core import RunnerInfo
 from arriero.engine.local import LocalEngine
 from arriero.errors import ConfigError
 from arriero.machine import available_memory, physical_cores
+from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.download import Progress
@@ -73,6 +74,7 @@ def _onnx_model(
         context=context,
         threads=settings.threads or physical_cores(),
         cache=settings.cache,
+        calibration=calibration_tokens(tokenizer, checkpoint.config.context),
         progress=on_convert,
     )
     card = ModelCard(

@@ -79,6 +79,10 @@ class GraphBuilder:
             self.constant(name, array)
         return name
 
+    def ints(self, *values: int) -> str:
+        """A constant int64 vector (axes, sizes)."""
+        return self.shared("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
     def op(
         self,
         operator: str,
@@ -94,7 +98,7 @@ class GraphBuilder:
         """
         output = f"{operator}_{len(self._nodes)}"
         if ints is not None:
-            inputs = [*inputs, self.shared("ints_" + "_".join(map(str, ints)), np.array(ints, np.int64))]
+            inputs = [*inputs, self.ints(*ints)]
         self.node(operator, inputs, [output], domain=domain, **attributes)
         return output
 

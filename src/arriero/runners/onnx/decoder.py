@@ -33,24 +33,29 @@ def build_decoder(
     weights: Format,
     directory: Path,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    observed: bool = False,
 ) -> None:
     """Write the graph, its weights and the embedding table of a checkpoint into `directory`.
 
-    `progress(done, total)` counts layers. Raises `ModelLoadError` for a missing or misshapen tensor.
+    `progress(done, total)` counts layers. An `observed` graph has further outputs `reach.N`, float32
+    [intermediate]: the largest magnitude of each channel between up_proj and down_proj of layer N.
+    Raises `ModelLoadError` for a missing or misshapen tensor.
     """
     with GraphBuilder(directory) as graph:
-        _Decoder(graph, checkpoint, weights).build(directory, progress or (lambda done, total: None))
+        _Decoder(graph, checkpoint, weights, observed).build(directory, progress or (lambda done, total: None))
         graph.save()
 
 
 class _Decoder:
     """Appends the layers of one checkpoint to one graph."""
 
-    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, weights: Format) -> None:
+    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint, weights: Format, observed: bool) -> None:
         self.graph = graph
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.weights = weights
+        self.observed = observed
 
     def build(self, directory: Path, progress: Callable[[int, int], None]) -> None:
         graph, config = self.graph, self.config
@@ -64,7 +69,7 @@ class _Decoder:
             prefix = f"model.layers.{layer}"
             attended = self._attention(layer, normed)
             normed, residual = self._add_norm(f"{prefix}.post_attention_layernorm.weight", residual, attended)
-            branch = self._mlp(f"{prefix}.mlp", normed)
+            branch = self._mlp(layer, normed)
             if layer + 1 < config.num_layers:
                 next_norm = f"model.layers.{layer + 1}.input_layernorm.weight"
                 normed, residual = self._add_norm(next_norm, residual, branch)
@@ -151,8 +156,9 @@ class _Decoder:
         output = self._layer(f"{prefix}.o_proj", self.weights.rows(graph, flat, zero_points="zero_points"))
         return self._bias(f"{prefix}.o_proj.bias", output) if config.attention_bias else output
 
-    def _mlp(self, prefix: str, normed: str) -> str:
+    def _mlp(self, layer: int, normed: str) -> str:
         graph = self.graph
+        prefix = f"model.layers.{layer}.mlp"
         rows = self.weights.rows(graph, normed, zero_points="zero_points")
         gate = self._layer(f"{prefix}.gate_proj", rows)
         up_weight = self.checkpoint.tensor(f"{prefix}.up_proj.weight")
@@ -166,6 +172,11 @@ class _Decoder:
             lacking = rows.scale
         active = graph.op("QuickGelu", [gate], domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
         inner = graph.op("Mul", [active, up])
+        if self.observed:
+            whole = inner if lacking is None else graph.op("Mul", [inner, lacking])
+            name = f"reach.{layer}"
+            graph.node("ReduceMax", [graph.op("Abs", [whole]), graph.ints(0)], [name], keepdims=0)
+            graph.output(name, np.float32, [self.config.intermediate_size])
         rows = self.weights.rows(graph, inner, scale=lacking, zero_points="zero_points")
         output = self._layer(f"{prefix}.down_proj", rows)
         return self._bias(f"{prefix}.down_proj.bias", output) if self.config.mlp_bias else output

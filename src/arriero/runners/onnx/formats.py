@@ -21,6 +21,9 @@ from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
 
 WeightFormat = Literal["fp32", "int8", "int4"]
 
+ZERO_POINT = 128
+"""Of int8 activations, which are unsigned."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -111,7 +114,7 @@ class Int8:
                 graph.constant(f"{name}.integers", np.ascontiguousarray(stored.T)),
                 graph.shared("one", np.array(1, np.float32)),
                 graph.constant(f"{name}.scale", scale.astype(np.float32)),
-                graph.shared("zero_point", np.array(128, np.uint8)),
+                graph.shared("zero_point", np.array(ZERO_POINT, np.uint8)),
                 graph.shared("weight_zero_point", np.array(zero_point)),
             ],
             domain=CONTRIB,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Format, Fp32, Int4, Int8, WeightFormat
 from arriero.runners.onnx.probe import signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
-from arriero.runners.onnx.smoothing import SmoothedCheckpoint
+from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe
 
 HEAD_MULTIPLE = 16
 
@@ -26,13 +27,15 @@ def load_runner(
     context: int,
     threads: int,
     cache: Path,
+    calibration: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> OnnxRunner:
     """A runner for a checkpoint, from its converted graph in `cache`, which is made at the first call.
 
     `weights` auto is int8: the fastest format whose answers do not depend on what else runs.
-    `slots` sequences of up to `context` tokens each; `threads` cores compute. `progress(done, total)` is
-    called while converting, with the number of layers.
+    `slots` sequences of up to `context` tokens each; `threads` cores compute. `calibration` are the
+    tokens of a text that int8 conversion lets the model read, to see which channels reach far; without it they
+    are estimated from the weights. `progress(done, total)` is called while converting, with the number of layers.
 
     Raises:
         ModelLoadError: the graph cannot compute this architecture, a tensor is missing or misshapen, or the
@@ -45,8 +48,9 @@ def load_runner(
         )
     form = _format(weights)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
-    source = SmoothedCheckpoint(checkpoint) if form.smooth else checkpoint
-    directory = converted(cache, key, lambda empty: build_decoder(source, form, empty, progress))
+    if form.smooth:
+        key["calibration"] = " ".join(map(str, calibration))
+    directory = converted(cache, key, lambda empty: _convert(checkpoint, form, calibration, empty, progress))
     return OnnxRunner(
         directory,
         checkpoint.config,
@@ -55,6 +59,21 @@ def load_runner(
         threads=threads,
         invariant=form.invariant,
     )
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    form: Format,
+    calibration: Sequence[int],
+    directory: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    source = SmoothedCheckpoint(checkpoint) if form.smooth else checkpoint
+    if form.smooth and calibration:
+        with tempfile.TemporaryDirectory(dir=directory) as observed:
+            build_decoder(source, form, Path(observed), observed=True)
+            source = SmoothedCheckpoint(checkpoint, observe(Path(observed), source.config, calibration))
+    build_decoder(source, form, directory, progress)
 
 
 def _format(weights: WeightFormat | Literal["auto"]) -> Format:

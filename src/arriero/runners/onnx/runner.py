@@ -17,8 +17,7 @@ from arriero.models.architecture import DecoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.decoder import EMBEDDINGS_FILE
-
-ZERO_POINT = 128
+from arriero.runners.onnx.formats import ZERO_POINT
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,24 +2,31 @@
 
 A few hidden channels of a language model are tens of times larger than the rest, and an int8 scale that must
 reach them leaves the others few steps. Two changes of coordinates spread them out. Neither changes what the
-model computes, neither costs anything at run time, and neither needs data:
+model computes, and neither costs anything at run time:
 
 - The residual stream is rotated. With each norm's gamma folded into the layers that read it, RMSNorm commutes
   with an orthogonal matrix, which can then be folded into every layer that reads or writes the stream
   (Ashkboos et al. 2024, QuaRot). Rotated, an outlier is spread over all channels.
 - Between up_proj and down_proj each channel is divided and multiplied by a factor (Xiao et al. 2023,
-  SmoothQuant). What a channel will reach is estimated from the norms of the weights that make it.
+  SmoothQuant). It depends on how far the channel reaches, which is observed while the model reads a short text.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint, DecoderConfig
+from arriero.runners.onnx.builder import MODEL_FILE
+from arriero.runners.onnx.decoder import EMBEDDINGS_FILE
+from arriero.runners.onnx.formats import ZERO_POINT
 
 _READS_ATTENTION_NORM = ("q_proj", "k_proj", "v_proj")
 _WRITES = ("o_proj", "down_proj")
@@ -28,8 +35,10 @@ _WRITES = ("o_proj", "down_proj")
 class SmoothedCheckpoint:
     """A `Checkpoint` whose weights are another's in smoother coordinates; embeddings and head are untied."""
 
-    def __init__(self, original: Checkpoint) -> None:
+    def __init__(self, original: Checkpoint, reach: Sequence[NDArray[np.float32]] | None = None) -> None:
+        """`reach[N]`, float32 [intermediate], is how far the inner channels of layer N's MLP reach, if observed."""
         self._original = original
+        self._reach = reach
         self.identity = original.identity
 
     @cached_property
@@ -70,14 +79,41 @@ class SmoothedCheckpoint:
     def _factors(self, layer: str) -> NDArray[np.float32]:
         """What each inner channel of the MLP is divided by, float32 [intermediate].
 
-        The square root of how far the channel reaches over how much its output weights are, which evens out
-        both; a channel reaches as far as the rows of gate and up that make it are long.
+        The square root of how far the channel reaches over how large its output weights are, which evens out
+        both. Unobserved, a channel is taken to reach as far as the rows of gate and up that make it are long.
         """
-        gamma = self._gamma(layer, "gate_proj")
         gate, up, down = (self._original.tensor(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
-        reach = np.linalg.norm(gate * gamma, axis=1) * np.linalg.norm(up * gamma, axis=1)
-        factors: NDArray[np.float32] = np.sqrt((reach + 1e-8) / (np.abs(down).max(axis=0) + 1e-8))
-        return factors.astype(np.float32)
+        if self._reach is not None:
+            reach = self._reach[int(layer.rsplit(".", 1)[1])]
+        else:
+            gamma = self._gamma(layer, "gate_proj")
+            reach = np.linalg.norm(gate * gamma, axis=1) * np.linalg.norm(up * gamma, axis=1)
+        largest = np.abs(down).max(axis=0)
+        factors: NDArray[np.float32] = np.sqrt(
+            (reach + 1e-3 * reach.mean() + 1e-8) / (largest + 1e-3 * largest.mean() + 1e-8)
+        )
+        return factors
+
+
+def observe(directory: Path, config: DecoderConfig, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
+    """How far each inner channel of every layer's MLP reaches while an observed graph reads `tokens`."""
+    session = ort.InferenceSession(str(directory / MODEL_FILE), providers=["CPUExecutionProvider"])
+    count = len(tokens)
+    embeddings = np.load(directory / EMBEDDINGS_FILE, mmap_mode="r")
+    empty = np.zeros((1, config.num_kv_heads, count, config.head_dim), np.float32)
+    feeds: dict[str, NDArray[Any]] = {
+        name.name: empty for name in session.get_inputs() if name.name.startswith("past.")
+    }
+    feeds |= {
+        "hidden": embeddings[list(tokens)][None],
+        "wanted": np.array([count - 1]),
+        "seqlens_k": np.array([count - 1], np.int32),
+        "total_length": np.array(count, np.int32),
+        "packed_shape": np.array([1, count, -1]),
+        "zero_points": np.full(count, ZERO_POINT, np.uint8),
+    }
+    reach: list[NDArray[np.float32]] = session.run([f"reach.{n}" for n in range(config.num_layers)], feeds)
+    return reach
 
 
 def rotate(rows: NDArray[np.float32]) -> NDArray[np.float32]:
