@@ -157,7 +157,7 @@ class Endpoint:
 def failure(error: OSError) -> str:
     """What went wrong with a connection, without the addresses, so that failures of a kind count together."""
     if isinstance(error, ssl.SSLError):  # Its errno is not the system's.
-        return (error.reason or str(error)).lower().replace("_", " ")
+        return (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()
     return (error.strerror or str(error)).lower()
