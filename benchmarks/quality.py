@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from arriero import config
 from arriero.core import Row, Runner, Want
+from arriero.models.calibration import calibration_tokens
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.resolve import resolve
 from arriero.models.tokenizer import load_tokenizer
@@ -152,7 +153,8 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, object]:
     """Perplexity by name, and what it was measured on."""
     settings = config.load({})
     path = resolve(None, settings.cache).path
-    windows = windows_of(load_tokenizer(path).encode(text), num_tokens)
+    tokenizer = load_tokenizer(path)
+    windows = windows_of(tokenizer.encode(text), num_tokens)
     result: dict[str, float] = {}
 
     def note(name: str, perplexity: float, started: float) -> None:
@@ -163,7 +165,13 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, object]:
     for weights in ("fp32", "int8", "int4"):
         started = time.perf_counter()
         runner = load_runner(
-            open_checkpoint(path), weights=weights, slots=1, context=WINDOW, threads=THREADS, cache=work
+            open_checkpoint(path),
+            weights=weights,
+            slots=1,
+            context=WINDOW,
+            threads=THREADS,
+            cache=work,
+            calibration=calibration_tokens(tokenizer, WINDOW),
         )
         note(f"arriero {weights}", arriero_perplexity(runner, windows), started)
         runner.close()
