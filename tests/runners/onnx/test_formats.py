@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 
 from arriero.runners.onnx.builder import MODEL_FILE, GraphBuilder
-from arriero.runners.onnx.formats import Fp32, Int4, Int8, linear, quantise_blocks
+from arriero.runners.onnx.formats import Blockwise, Fp32, Int8, linear, quantise_blocks
 from arriero.runners.onnx.probe import signed_weights_are_exact
 
 EXACT = Int8(signed_weights=signed_weights_are_exact())
@@ -74,7 +74,7 @@ def test_int8_of_a_row_of_zeros_is_zero(tmp_path, rng):
     np.testing.assert_allclose(result[1], 3 * weight[:, 5], atol=0.1)
 
 
-@pytest.mark.parametrize("form", [Fp32(), EXACT, Int4()], ids=lambda form: form.variant)
+@pytest.mark.parametrize("form", [Fp32(), EXACT, Blockwise()], ids=lambda form: form.variant)
 def test_a_scale_that_rows_lack_is_applied_once(tmp_path, rng, form):
     weight = rng.standard_normal((16, 64), dtype=np.float32)
     values = rng.standard_normal((3, 64), dtype=np.float32)
@@ -107,4 +107,11 @@ def test_int4_blocks_are_near_the_weights(tmp_path, rng, columns):
     assert (restored[0, :32] == 0).all()
     assert np.square(restored - weight).sum() < 0.9 * np.square(symmetric_4_bit(weight) - weight).sum()
     rows = np.eye(columns, dtype=np.float32)[:16]
-    np.testing.assert_allclose(layer(tmp_path, Int4(), weight, rows), restored[:, :16].T, atol=1e-4)
+    np.testing.assert_allclose(layer(tmp_path, Blockwise(), weight, rows), restored[:, :16].T, atol=1e-4)
+
+
+def test_the_vocabulary_projection_of_int4_has_8_bits(tmp_path, rng):
+    weight = rng.standard_normal((24, 100), dtype=np.float32)
+    rows = np.eye(100, dtype=np.float32)[:16]
+    result = layer(tmp_path, Blockwise().head, weight, rows)
+    assert np.abs(result - weight[:, :16].T).max() < np.abs(weight).max() / 200

@@ -77,9 +77,10 @@ class _Decoder:
         branch, residual = (graph.op("Gather", [value, "wanted"], axis=0) for value in (branch, residual))
         normed, _ = self._add_norm("model.norm.weight", residual, branch)
         zero_points = graph.op("Gather", ["zero_points", "wanted"], axis=0)
-        rows = self.weights.rows(graph, normed, zero_points=zero_points)
-        head = embeddings if config.tie_embeddings else self.checkpoint.tensor("lm_head.weight")
-        graph.node("Identity", [linear(graph, self.weights, rows, "lm_head.weight", head)], ["logits"])
+        head = self.weights.head
+        rows = head.rows(graph, normed, zero_points=zero_points)
+        vectors = embeddings if config.tie_embeddings else self.checkpoint.tensor("lm_head.weight")
+        graph.node("Identity", [linear(graph, head, rows, "lm_head.weight", vectors)], ["logits"])
         graph.output("logits", np.float32, ["wanted", config.vocab_size])
         progress(config.num_layers, config.num_layers)
 

@@ -11,8 +11,9 @@ once for all layers that read them (gate and up).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,11 @@ class Format(Protocol):
     invariant: bool
     """True when a row's products depend on that row alone, bit for bit."""
 
+    @property
+    def head(self) -> Format:
+        """What the vocabulary projection is computed with."""
+        ...
+
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
         """Make float rows ready to be multiplied; `scale` is a factor [rows, 1] that they still lack."""
         ...
@@ -66,6 +72,11 @@ class Fp32:
     variant = "fp32"
     smooth = False
     invariant = True
+
+    @property
+    def head(self) -> Format:
+        """What the vocabulary projection is computed with."""
+        return self
 
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
         """Rows as they are."""
@@ -90,6 +101,11 @@ class Int8:
     def __init__(self, *, signed_weights: bool) -> None:
         self.variant = f"int8-{'signed' if signed_weights else 'unsigned'}"
         self.signed_weights = signed_weights
+
+    @property
+    def head(self) -> Format:
+        """What the vocabulary projection is computed with."""
+        return self
 
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
         """Quantise each row to its own range; `zero_points` names uint8 [rows], 128 each."""
@@ -121,19 +137,26 @@ class Int8:
         )
 
 
-class Int4:
-    """MatMulNBits, blocks of 32 weights with a scale and a zero point, activations int8 inside the kernel.
+class Blockwise:
+    """MatMulNBits: blocks of 32 weights with a scale, activations quantised inside the kernel.
 
-    Fast at one row; a row's result may depend on its batch, so it is never chosen by itself.
+    The vocabulary projection has 8 bits a weight, as in llama.cpp's 4-bit files: at 4 it costs more quality than
+    all else. Fast at one row; a row's result may depend on its batch, so it is never chosen by itself.
     """
 
     # Its activations have a scale for each block, so outliers cost little, and rotated weights would cost more.
     smooth = False
     invariant = False
 
-    def __init__(self, *, block: int = 32) -> None:
-        self.variant = f"int4-{block}"
+    def __init__(self, *, bits: Literal[4, 8] = 4, block: int = 32) -> None:
+        self.variant = f"int{bits}-{block}"
+        self.bits = bits
         self.block = block
+
+    @property
+    def head(self) -> Format:
+        """What the vocabulary projection is computed with."""
+        return Blockwise(bits=8, block=self.block)
 
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
         """Rows as they are; the kernel quantises them."""
@@ -141,22 +164,33 @@ class Int4:
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """One MatMulNBits."""
-        packed, scales, zeros = quantise_blocks(weight, self.block)
+        arrays: Sequence[NDArray[Any]]
+        if self.bits == 4:
+            arrays = quantise_blocks(weight, self.block)
+        else:
+            arrays = quantise_blocks_symmetric(weight, self.block)
+        parts = zip(("packed", "scales", "zeros"), arrays, strict=False)
         return graph.op(
             "MatMulNBits",
-            [
-                rows.value,
-                graph.constant(f"{name}.packed", packed),
-                graph.constant(f"{name}.scales", scales),
-                graph.constant(f"{name}.zeros", zeros),
-            ],
+            [rows.value, *(graph.constant(f"{name}.{part}", array) for part, array in parts)],
             domain=CONTRIB,
             K=weight.shape[1],
             N=weight.shape[0],
-            bits=4,
+            bits=self.bits,
             block_size=self.block,
             accuracy_level=4,
         )
+
+
+def quantise_blocks_symmetric(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """8-bit quantisation of [out, in] in blocks along the input around the fixed zero point 128, for MatMulNBits.
+
+    Returns values [out, blocks, block] and scales [out, blocks]. The input is padded to whole blocks.
+    """
+    values = _blocks(weight, block)
+    scales = np.abs(values).max(2) / np.float32(127)
+    scales[scales == 0] = 1
+    return (np.rint(values / scales[..., None]) + 128).astype(np.uint8), scales
 
 
 def quantise_blocks(
@@ -168,11 +202,7 @@ def quantise_blocks(
     [out, ceil(blocks / 2)] packed alike. The input is padded to whole blocks. A zero point must be an integer,
     so it is chosen first, from those beside the ideal one, and the scale is fitted to it.
     """
-    rows, columns = weight.shape
-    blocks = -(-columns // block)
-    padded = np.zeros((rows, blocks * block), np.float32)
-    padded[:, :columns] = weight
-    values = padded.reshape(rows, blocks, block)
+    values = _blocks(weight, block)
     low, high = values.min(2), values.max(2)
     ideal = np.clip(-low * 15 / np.maximum(high - low, 1e-12), 0, 15)
     best = _fit(values, low, high, np.floor(ideal), 1.0)
@@ -182,9 +212,15 @@ def quantise_blocks(
         best = _Fit(*(np.where(better, new, old) for new, old in zip(fit, best, strict=True)))
     quantised = _integers(values, best.scale, best.zero).astype(np.uint8)
     zeros = best.zero.astype(np.uint8)
-    if blocks % 2:
-        zeros = np.concatenate([zeros, np.zeros((rows, 1), np.uint8)], axis=1)
+    if zeros.shape[1] % 2:
+        zeros = np.pad(zeros, [(0, 0), (0, 1)])
     return _pack(quantised), best.scale, _pack(zeros)
+
+
+def _blocks(weight: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+    """[out, in] as [out, blocks, block], the input padded with zeros."""
+    padded = np.pad(weight, [(0, 0), (0, -weight.shape[1] % block)])
+    return padded.reshape(len(weight), -1, block)
 
 
 def _pack(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:

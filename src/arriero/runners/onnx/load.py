@@ -11,7 +11,7 @@ from arriero.errors import ModelLoadError
 from arriero.models.architecture import Checkpoint
 from arriero.models.cache import converted
 from arriero.runners.onnx.decoder import build_decoder
-from arriero.runners.onnx.formats import Format, Fp32, Int4, Int8, WeightFormat
+from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat
 from arriero.runners.onnx.probe import signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
 from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe
@@ -80,5 +80,5 @@ def _format(weights: WeightFormat | Literal["auto"]) -> Format:
     if weights == "fp32":
         return Fp32()
     if weights == "int4":
-        return Int4()
+        return Blockwise()
     return Int8(signed_weights=signed_weights_are_exact())
