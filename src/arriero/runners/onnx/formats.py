@@ -11,7 +11,6 @@ once for all layers that read them (gate and up).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -164,11 +163,11 @@ class Blockwise:
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """One MatMulNBits."""
-        arrays: Sequence[NDArray[Any]]
+        arrays: list[NDArray[Any]] = []
         if self.bits == 4:
-            arrays = quantise_blocks(weight, self.block)
+            arrays.extend(quantise_blocks(weight, self.block))
         else:
-            arrays = quantise_blocks_symmetric(weight, self.block)
+            arrays.extend(quantise_blocks_symmetric(weight, self.block))
         parts = zip(("packed", "scales", "zeros"), arrays, strict=False)
         return graph.op(
             "MatMulNBits",
