@@ -25,7 +25,7 @@ clients:  ## Other clients of the API, each in an environment of its own: needs 
 	$(BIN)/pytest tests/clients_external
 
 proof:  ## Same answers as transformers and alone as in a crowd, and the price of each weight format in perplexity.
-	$(BIN)/pytest tests/fidelity tests/reference_live
+	PROOF=1 $(BIN)/pytest tests/fidelity tests/runners tests/reference_live
 	$(BIN)/python benchmarks/quality.py
 
 bench:  ## The figures of benchmarks/RESULTS.md.
