@@ -40,7 +40,7 @@ def random_works(vocab_size, count):
 
 def real_works(count):
     """The reference's prompts and, once these are used up, the latter two thirds of each; up to seven long ones."""
-    prompts = [each.prompt for each in real_model.continuations()]
+    prompts = real_model.prompts()
     prompts += [prompt[len(prompt) // 3 :] for prompt in prompts if len(prompt) > 2]
     short = [prompt for prompt in prompts if len(prompt) < 300]
     long = [prompt for prompt in prompts if len(prompt) >= real_model.LONG][: min(7, count // 10)]

@@ -46,22 +46,28 @@ def test_the_reference_is_large_enough(everything):
 
 def test_logits(runner, report):
     worst = 0.0
-    compared = real_model.logits()
-    for each in compared:
-        values = runner.step([Row(0, each.tokens, 0)])[0, each.columns]
-        worst = max(worst, float(abs(values - each.values).max()))
+    count = 0
+    for prompt, references in real_model.logits().items():
+        start = 0
+        for each in references:
+            end = each.position + 1
+            if start < end:
+                logits = runner.step([Row(0, prompt[start:end], start)])[0].copy()
+                start = end
+            worst = max(worst, float(abs(logits[each.columns] - each.values).max()))
+            count += 1
         runner.free(0)
-    report(f"largest difference {worst:.6f} over {len(compared)} positions")
+    report(f"largest difference {worst:.6f} at {count} positions")
     assert worst < TOLERANCE
 
 
 def test_greedy_alone(check):
-    check(num_short=4, num_long=1, together=1, chunk=1 << 20)
+    check(num_short=2, num_long=1, together=1, chunk=1 << 20)
 
 
 def test_greedy_in_a_batch_of_mixed_lengths(check):
-    check(num_short=22, num_long=2, together=NUM_SLOTS, chunk=1 << 20)
+    check(num_short=23, num_long=1, together=NUM_SLOTS, chunk=1 << 20)
 
 
 def test_greedy_with_prompts_in_chunks(check):
-    check(num_short=14, num_long=1, together=NUM_SLOTS, chunk=37)
+    check(num_short=7, num_long=1, together=NUM_SLOTS, chunk=37)

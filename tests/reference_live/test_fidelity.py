@@ -24,8 +24,7 @@ def test_tiny_models():
 
 
 def test_prompts_of_the_real_model(smollm2_path):
-    prompts = make_real_model.load_prompts(smollm2_path)
-    assert [each.prompt for each in real_model.continuations()] == [tuple(prompt) for prompt in prompts]
+    assert real_model.prompts() == [tuple(prompt) for prompt in make_real_model.load_prompts(smollm2_path)]
 
 
 @pytest.mark.timeout(3600)
@@ -37,7 +36,7 @@ def test_continuations_by_the_real_model(model):
 
 @pytest.mark.timeout(600)
 def test_logits_of_the_real_model(model):
-    made = make_real_model.logits(model, [list(each.prompt) for each in real_model.continuations()])
+    made = make_real_model.logits(model, [list(prompt) for prompt in real_model.prompts()])
     with np.load(real_model.FILE) as committed:
         for name, values in made.items():
             np.testing.assert_allclose(committed[name], values, rtol=0, atol=1e-4)

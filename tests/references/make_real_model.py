@@ -128,10 +128,10 @@ def logits(model: LlamaForCausalLM, prompts: list[list[int]]) -> dict[str, np.nd
     }
 
 
-def make(path: Path, only: slice = slice(None)) -> dict[str, np.ndarray]:
-    """The file's contents; `only` restricts which prompts are continued."""
+def make(path: Path) -> dict[str, np.ndarray]:
+    """The file's contents."""
     model, prompts = load_model(path), load_prompts(path)
-    answers = [greedy(model, prompt) for prompt in prompts[only]]
+    answers = [greedy(model, prompt) for prompt in prompts]
     return {
         "prompts": np.concatenate(prompts).astype(np.uint16),
         "lengths": np.array([len(prompt) for prompt in prompts], np.int32),

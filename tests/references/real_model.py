@@ -24,6 +24,8 @@ FILE = Path(__file__).with_suffix(".npz")
 NUM_TOKENS = 64
 LONG = 1000
 """Tokens from which on a prompt counts as long."""
+DECISIVE = 1e-4
+"""Logits closer than this are a tie as far as float32 goes: sums in another order may put them the other way round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,24 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Logits [len(columns)] at one position of a prompt, whose tokens up to there are `tokens`."""
+    """Logits float32 [len(columns)] at one position of a prompt; `columns` are token ids."""
 
-    tokens: tuple[int, ...]
+    position: int
     columns: NDArray[np.int32]
     values: NDArray[np.float32]
 
 
-def continuations() -> list[Continuation]:
+def prompts() -> list[tuple[int, ...]]:
     """All 104."""
     with np.load(FILE) as file:
+        return _prompts(file)
+
+
+def continuations() -> list[Continuation]:
+    """All but those in which a choice between two tokens was a tie: 103."""
+    with np.load(FILE) as file:
         answers = zip(_prompts(file), file["continuations"].tolist(), file["gaps"].min(axis=1).tolist(), strict=True)
-        return [Continuation(*answer) for answer in answers]
+        return [Continuation(*answer) for answer in answers if answer[-1] > DECISIVE]
 
 
 def subset(everything: Sequence[Continuation], num_short: int, num_long: int) -> list[Continuation]:
@@ -59,17 +67,17 @@ def subset(everything: Sequence[Continuation], num_short: int, num_long: int) ->
     return short[:: len(short) // num_short][:num_short] + long[:num_long]
 
 
-def logits() -> list[Logits]:
-    """At 30 positions of six prompts some columns, at two positions all."""
+def logits() -> dict[tuple[int, ...], list[Logits]]:
+    """By prompt, in the order of positions: some columns at 26 positions, all at two of these."""
     with np.load(FILE) as file:
-        prompts = _prompts(file)
+        everything = _prompts(file)
         every = np.arange(file["full_logits"].shape[1], dtype=np.int32)
-        some = [
-            Logits(prompts[index][: position + 1], file["logit_columns"], values)
-            for (index, position), values in zip(file["logit_positions"], file["logits"], strict=True)
-        ]
-        full = zip(file["full_logits_of"], file["full_logits"], strict=True)
-        return some + [Logits(prompts[index], every, values) for index, values in full]
+        result: dict[tuple[int, ...], list[Logits]] = {}
+        for (index, position), values in zip(file["logit_positions"].tolist(), file["logits"], strict=True):
+            result.setdefault(everything[index], []).append(Logits(position, file["logit_columns"], values))
+        for index, values in zip(file["full_logits_of"].tolist(), file["full_logits"], strict=True):
+            result[everything[index]].append(Logits(len(everything[index]) - 1, every, values))
+        return {prompt: sorted(found, key=lambda each: each.position) for prompt, found in result.items()}
 
 
 def _prompts(file: NDArray[np.generic]) -> list[tuple[int, ...]]:
