@@ -85,7 +85,9 @@ def server(interpreter: Path, model: Path, flags: dict[str, Any]) -> Iterator[st
         RuntimeError: it did not answer `/health` within 60 seconds; its log is shown.
     """
     command = [str(interpreter), str(LAUNCHER), json.dumps({"model.path": str(model), **flags})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()

@@ -1,11 +1,11 @@
 """Start llama.cpp's HTTP server in the environment of its own; `llama_cpp.server` runs this file there.
 
 One argument: a JSON object of `xllamacpp.CommonParams` attributes, dotted for nested ones, enumerations by
-the value's name. Prints the server's address on one line, then serves until it is terminated.
+the value's name. Prints the server's address on one line, then serves until standard input ends, so that it
+never outlives who started it.
 """
 
 import json
-import signal
 import sys
 
 import xllamacpp
@@ -24,4 +24,4 @@ for name, value in json.loads(sys.argv[1]).items():
 
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
-signal.pause()
+sys.stdin.read()

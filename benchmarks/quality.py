@@ -129,14 +129,14 @@ async def _ask_for_all(url: str, windows: Sequence[Sequence[int]], together: int
                     "temperature": 0,
                     "logit_bias": [[window[length], 1e6]],
                 }
-                # llama.cpp drops idle connections without notice, so each request has its own.
-                async with httpx.AsyncClient(timeout=120) as http:
-                    answer = (await http.post(f"{url}/completion", json=body)).raise_for_status().json()
+                answer = (await http.post(f"{url}/completion", json=body)).raise_for_status().json()
                 (chosen,) = answer["completion_probabilities"]
                 assert chosen["id"] == window[length], "the bias did not decide"
                 scores.append(chosen["logprob"])
 
-    await asyncio.gather(*(client(slot) for slot in range(together)))
+    # llama.cpp drops idle connections without notice, so each request has its own.
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_keepalive_connections=0)) as http:
+        await asyncio.gather(*(client(slot) for slot in range(together)))
     return scores
 
 
@@ -149,8 +149,8 @@ def windows_of(tokens: Sequence[int], num_tokens: int) -> list[list[int]]:
     return [list(tokens[i * WINDOW : (i + 1) * WINDOW]) for i in (n * available // count for n in range(count))]
 
 
-def measure(text: str, num_tokens: int, work: Path) -> dict[str, object]:
-    """Perplexity by name, and what it was measured on."""
+def measure(text: str, num_tokens: int, work: Path) -> dict[str, float]:
+    """Perplexity by name."""
     settings = config.load({})
     path = resolve(None, settings.cache).path
     tokenizer = load_tokenizer(path)
@@ -176,10 +176,9 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, object]:
         note(f"arriero {weights}", arriero_perplexity(runner, windows), started)
         runner.close()
     interpreter = llama_cpp.python(settings.cache / "llama.cpp")
-    for kind, file in llama_cpp.model_files(path, work).items():
-        started = time.perf_counter()
-        note(f"llama.cpp {kind}", llama_perplexity(interpreter, file, windows), started)
-    return {"windows": len(windows), "scored_tokens": len(windows) * (WINDOW - 1), "perplexity": result}
+    started = time.perf_counter()
+    note("llama.cpp Q4_0", llama_perplexity(interpreter, llama_cpp.model_files(path, work)["Q4_0"], windows), started)
+    return result
 
 
 def gates(perplexity: dict[str, float]) -> Iterable[tuple[str, float, float]]:
@@ -198,13 +197,13 @@ def main() -> None:
     downloads.mkdir(parents=True, exist_ok=True)
     text = arguments.text.read_text("utf-8") if arguments.text else documentation(downloads)
     with tempfile.TemporaryDirectory(prefix="arriero-quality-") as work:
-        result = measure(text, arguments.tokens, Path(work))
-    result["text"] = str(arguments.text or TEXT_PACKAGE)
+        perplexity = measure(text, arguments.tokens, Path(work))
     failed = False
-    for name, ratio, limit in gates(result["perplexity"]):
+    for name, ratio, limit in gates(perplexity):
         failed |= ratio > limit
         print(f"{name:28} {ratio:.4f}   at most {limit}: {'passed' if ratio <= limit else 'FAILED'}")
     if arguments.json:
+        result = {"text": str(arguments.text or TEXT_PACKAGE), "tokens": arguments.tokens, "perplexity": perplexity}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(failed)
 
