@@ -84,6 +84,8 @@ class GenerationRequest:
     """A choice that samples one of these is finished; empty when end-of-sequence is to be ignored."""
     stop_strings: tuple[str, ...] = ()
     """A specification only: the engine watches for them through the `Constraint` it is given."""
+    skip_special_tokens: bool = True
+    """Whether stop strings are looked for in the text without special tokens; a specification too."""
     beams: Beams | None = None
     """Each prompt gets a beam search of its own; its `num_choices` best beams are the choices, best first. Their
     events come when they are decided."""
