@@ -2,6 +2,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from arriero.api.objects import Refused
 from arriero.api.parameters import table
 
 
@@ -55,7 +56,7 @@ async def test_every_parameter_is_described(served: Any) -> None:
         name = "ChatParameters" if "chat/completions" in parameter.endpoints else "CompletionParameters"
         description = schemas[name]["properties"][parameter.name]["description"]
         assert description.startswith(parameter.field.description)
-        assert ("Refused" in description) == (parameter.refusal is not None)
+        assert ("Refused" in description) == isinstance(parameter.mark, Refused)
 
 
 async def test_the_page_takes_nothing_from_elsewhere(served: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from arriero import __version__
 from arriero.api.application import application
 from arriero.api.generation import Delivery
+from arriero.api.limits import Limits
+from arriero.api.profile import PROFILES
 from arriero.app.script import scripted_model
 from arriero.config import Settings
 from arriero.core import RunnerInfo
@@ -24,6 +27,7 @@ from arriero.models.metadata import read_text_metadata
 from arriero.models.resolve import resolve
 from arriero.models.tokenizer import load_tokenizer
 from arriero.pool import Pool, ServedModel
+from arriero.text import alpaca
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
 from arriero.wire.headers import Application
@@ -32,6 +36,8 @@ KEY_VALUE_SHARE = 0.5
 """How much of the memory that is left beside the weights keys and values may take, unless settings say otherwise."""
 AUTO_WEIGHTS: Literal["int8"] = "int8"
 """The fastest format whose answers do not depend on what else runs."""
+ALPACA_NAME = "chinese-llama-alpaca"
+"""What a model of the Alpaca profile is called unless settings say otherwise."""
 PROMPT_CHUNK = 512
 """Prompt tokens read in one step while nobody waits for the next token."""
 
@@ -48,12 +54,34 @@ def load(
         ModelLoadError: the model is not there, damaged or not supported.
         ConfigError: the settings do not fit the model, or the script cannot be read.
     """
-    return scripted_model(settings) if settings.engine == "scripted" else _onnx_model(settings, on_download, on_convert)
+    if settings.profile == "alpaca" and settings.model_name is None:
+        settings = settings.model_copy(update={"model_name": ALPACA_NAME})
+    model = (
+        scripted_model(settings) if settings.engine == "scripted" else _onnx_model(settings, on_download, on_convert)
+    )
+    return model if settings.profile == "openai" else _as_alpaca(model)
 
 
 def create_app(settings: Settings, model: ServedModel) -> Application:
     """The application that answers for `model`, whose engine the caller starts and closes."""
-    return application(Pool([model]), delivery=Delivery(body_limit=settings.body_limit))
+    limits = Limits(
+        max_prompt=settings.completion_max_prompt,
+        max_tokens=settings.completion_max_tokens,
+        max_n=settings.completion_max_n,
+        max_logprobs=settings.completion_max_logprobs,
+    )
+    delivery = Delivery(profile=PROFILES[settings.profile], limits=limits, body_limit=settings.body_limit)
+    return application(Pool([model]), delivery=delivery)
+
+
+def _as_alpaca(model: ServedModel) -> ServedModel:
+    """The same model, asked as Alpaca models are asked."""
+    return replace(
+        model,
+        card=replace(model.card, has_chat_template=True),
+        template=alpaca.chat_template(model.tokenizer),
+        fingerprint=_fingerprint(model.fingerprint, "alpaca"),
+    )
 
 
 def _onnx_model(

@@ -11,9 +11,7 @@ from arriero.models.tokenizer import Tokenizer
 from arriero.text.chat import ChatTemplate
 from arriero.text.stream import Delta, Ended
 
-SYSTEM = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
+SYSTEM = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
 _CHAT = (
     "{%- set system = namespace(text=" + repr(SYSTEM) + ") %}"
