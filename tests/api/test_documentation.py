@@ -21,6 +21,8 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
     assert set(document["paths"]) == {
         "/v1/chat/completions",
         "/v1/completions",
+        "/tokenize",
+        "/detokenize",
         "/v1/models",
         "/v1/models/{model}",
         "/health",
@@ -34,7 +36,7 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
 
 async def test_the_examples_work(served: Any) -> None:
     document = (await served.client.get("/openapi.json")).json()
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
         assert (await served.client.post(path, json=body)).status_code == 200
 

@@ -14,7 +14,7 @@ from arriero.api.logprobs import chat_logprobs, prompt_table
 from arriero.api.messages import template_fields
 from arriero.api.parameters import ChatParameters
 from arriero.api.profile import Profile
-from arriero.api.request import check, generation_request, without_effect
+from arriero.api.request import Conversation, check, generation_request, without_effect
 from arriero.api.schemas import ChatCompletion, ChatCompletionChunk
 from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import FinishReason, GenerationRequest, PromptScored
@@ -66,7 +66,7 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     return routes
 
 
-async def encode_chat(model: ServedModel, parameters: ChatParameters, messages: Sequence[dict[str, str]]) -> list[int]:
+async def encode_chat(model: ServedModel, parameters: Conversation, messages: Sequence[dict[str, str]]) -> list[int]:
     """The prompt that the model's template makes of `messages`; raises `InvalidRequest` where it cannot."""
     template = model.template
     if template is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 from arriero.api.limits import Limits, above
 from arriero.api.parameters import ChatParameters, CompletionParameters, GenerationParameters
@@ -41,6 +42,27 @@ def _check_chat(parameters: ChatParameters, limits: Limits) -> None:
         raise InvalidRequest(
             "Invalid 'top_logprobs': it needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value"
         )
+    check_conversation(parameters)
+
+
+class Conversation(Protocol):
+    """How messages become a prompt, as far as the caller says."""
+
+    @property
+    def add_generation_prompt(self) -> bool | None:
+        """Whether to end with what begins an answer; None: unless the last message is continued."""
+
+    @property
+    def continue_final_message(self) -> bool:
+        """Whether to end inside the last message."""
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Variables of the template."""
+
+
+def check_conversation(parameters: Conversation) -> None:
+    """Raise `InvalidRequest` for what excludes each other."""
     if parameters.continue_final_message and parameters.add_generation_prompt:
         raise _excluded("continue_final_message", "add_generation_prompt")
     for name in ("messages", "add_generation_prompt", "continue_final_message", "self"):
@@ -119,7 +141,7 @@ def generation_request(
         num_choices=parameters.num_candidates,
         sampling=_sampling(parameters, tokenizer),
         beams=_beams(parameters),
-        end_token_ids=ends | _ids("stop_token_ids", parameters.stop_token_ids, tokenizer),
+        end_token_ids=ends | known_ids("stop_token_ids", parameters.stop_token_ids, tokenizer),
         stop_strings=(parameters.stop,) if isinstance(parameters.stop, str) else tuple(parameters.stop),
         skip_special_tokens=parameters.skip_special_tokens,
         logprobs=0
@@ -131,7 +153,7 @@ def generation_request(
 
 def _sampling(parameters: GenerationParameters, tokenizer: Tokenizer) -> Sampling:
     biases = {int(key): value for key, value in parameters.logit_bias.items()}
-    _ids("logit_bias", biases, tokenizer)
+    known_ids("logit_bias", biases, tokenizer)
     return Sampling(
         temperature=parameters.temperature if parameters.do_sample else _GREEDY,
         top_k=max(parameters.top_k, 0),
@@ -157,8 +179,8 @@ def _beams(parameters: GenerationParameters) -> Beams | None:
     )
 
 
-def _ids(param: str, ids: Sequence[int] | dict[int, float], tokenizer: Tokenizer) -> frozenset[int]:
-    """The same ids, all of them in the vocabulary."""
+def known_ids(param: str, ids: Collection[int], tokenizer: Tokenizer) -> frozenset[int]:
+    """The same ids; raises `InvalidRequest` when one of them is not in the vocabulary."""
     if any(not 0 <= token < tokenizer.vocab_size for token in ids):
         raise InvalidRequest(
             f"Invalid '{param}': expected token ids from 0 to {tokenizer.vocab_size - 1}.",

@@ -6,6 +6,8 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 from arriero import __version__
@@ -87,7 +89,9 @@ def _as_alpaca(model: ServedModel) -> ServedModel:
 def _onnx_model(
     settings: Settings, on_download: Progress | None, on_convert: Callable[[int, int], None] | None
 ) -> ServedModel:
-    from arriero.runners.onnx import load_runner  # onnxruntime takes a while to import
+    # onnxruntime takes a while to import
+    from arriero.runners.onnx import load_runner
+    from arriero.runners.onnx.probe import signed_weights_are_exact
 
     resolved = resolve(settings.model, settings.cache, on_download)
     checkpoint = open_checkpoint(resolved.path)
@@ -130,7 +134,14 @@ def _onnx_model(
         ),
         tokenizer=tokenizer,
         template=None if template is None else ChatTemplate(template, tokenizer),
-        fingerprint=_fingerprint(checkpoint.identity, weights),
+        fingerprint=_fingerprint(
+            checkpoint.identity,
+            _vocabulary(resolved.path),
+            template or "",
+            weights,
+            f"signed {signed_weights_are_exact()}" if weights == "int8" else "",
+            version("onnxruntime"),
+        ),
     )
 
 
@@ -146,5 +157,12 @@ def _token_budget(info: RunnerInfo) -> int:
     return min(max(fitting, info.context), info.num_slots * info.context)
 
 
+def _vocabulary(path: Path) -> str:
+    """The tokenizer of a directory, which the checkpoint's identity does not cover; a GGUF file holds its own."""
+    file = path / "tokenizer.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 def _fingerprint(*facts: str) -> str:
+    """Another one for whatever may change what the same request with the same seed is answered."""
     return "fp_" + hashlib.sha256("\n".join((__version__, *facts)).encode()).hexdigest()[:10]
