@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -62,9 +63,14 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
             param="prompt",
             end_token_ids=infill.end_token_ids if infill else frozenset(),
         )
+        if parameters.logprobs is not None and generation.max_tokens == 1 and not generation.min_tokens:
+            # Who asks for one scored token, as lm-evaluation-harness does, wants it even if it ends the answer.
+            ending, generation = generation.end_token_ids, replace(generation, end_token_ids=frozenset())
+        else:
+            ending = frozenset()
         shape = _CompletionShape(profile, model, generation, parameters, prompts)
         ignored += without_effect(parameters)
-        return await respond(request, model, generation, shape, parameters, ignored, delivery)
+        return await respond(request, model, generation, shape, parameters, ignored, delivery, ending)
 
     return routes
 
