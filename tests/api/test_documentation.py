@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,3 +74,7 @@ async def test_the_page_takes_nothing_from_elsewhere(served: Any) -> None:
         assert asset.status_code == 200, link
         assert len(asset.content) > 500
     assert "openapi.json" in page.text
+
+
+def test_the_page_of_parameters_is_up_to_date() -> None:
+    subprocess.run([sys.executable, "scripts/parameters_page.py", "--check"], check=True)

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from api.tiny import END, START, letter, tiny_model
+from arriero.api import schemas
 from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.api.limits import Limits
@@ -348,3 +351,28 @@ async def test_any_combination_is_a_chat_or_refused_by_name(tiny: Tiny, several:
 @given(several=st.lists(bodies("completions"), min_size=1, max_size=4))
 async def test_any_combination_is_a_completion_or_refused_by_name(tiny: Tiny, several: list[dict[str, Any]]) -> None:
     await check(tiny, "completions", several)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_fit_the_types_of_openai_and_our_own_description(tiny: Tiny, stream: bool) -> None:
+    chat = body_of("chat/completions", **GREEDY, logprobs=True, top_logprobs=2, n=2, stream=stream)
+    answer = await tiny.client.post("/v1/chat/completions", json=chat)
+    for body in bodies_of(answer):
+        (ChatCompletionChunk if stream else ChatCompletion).model_validate(body, strict=True)
+        (schemas.ChatCompletionChunk if stream else schemas.ChatCompletion).model_validate(body)
+    text = body_of("completions", **GREEDY, logprobs=2, echo=True, n=2, stream=stream)
+    for body in bodies_of(await tiny.client.post("/v1/completions", json=text)):
+        schemas.Completion.model_validate(body)
+        for choice in body["choices"]:  # openai's type knows neither a stream's nor a first token's null
+            choice["finish_reason"] = choice["finish_reason"] or "stop"
+            for name in ("token_logprobs", "top_logprobs"):
+                if choice["logprobs"] and choice["logprobs"][name][0] is None:
+                    del choice["logprobs"][name][0]
+        Completion.model_validate(body, strict=True)
+
+
+def bodies_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    if answer.headers["content-type"] == "application/json":
+        return [answer.json()]
+    return [json.loads(event.removeprefix("data: ")) for event in answer.text.split("\n\n")[:-2]]

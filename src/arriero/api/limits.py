@@ -7,6 +7,19 @@ from dataclasses import dataclass
 
 from arriero.errors import InvalidRequest
 
+LIMITED = {
+    "max_tokens": "completion_max_tokens",
+    "max_completion_tokens": "completion_max_tokens",
+    "min_tokens": "completion_max_tokens",
+    "n": "completion_max_n",
+    "best_of": "completion_max_n",
+    "num_beams": "completion_max_n",
+    "logprobs": "completion_max_logprobs",
+    "top_logprobs": "completion_max_logprobs",
+    "prompt_logprobs": "completion_max_logprobs",
+}
+"""Parameters by name, and the setting that is the most they may be."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -19,20 +32,9 @@ class Limits:
 
     def check(self, **values: int | None) -> None:
         """Raise `InvalidRequest` for the first parameter of this name whose value is past its limit."""
-        limits = {
-            "max_tokens": self.max_tokens or None,
-            "max_completion_tokens": self.max_tokens or None,
-            "min_tokens": self.max_tokens or None,
-            "n": self.max_n,
-            "best_of": self.max_n,
-            "num_beams": self.max_n,
-            "logprobs": self.max_logprobs,
-            "top_logprobs": self.max_logprobs,
-            "prompt_logprobs": self.max_logprobs,
-        }
         for name, value in values.items():
-            limit = limits[name]
-            if value is not None and limit is not None and value > limit:
+            limit: int = getattr(self, LIMITED[name].removeprefix("completion_"))
+            if value is not None and value > limit and (limit or LIMITED[name] != "completion_max_tokens"):
                 raise above(name, limit)
 
     def check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> None:

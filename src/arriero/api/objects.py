@@ -54,10 +54,10 @@ def _describe_marks(schema: dict[str, Any], model: type[BaseModel]) -> None:
 
 def effect(mark: Refused | Ignored) -> str:
     """What becomes of a marked parameter, in a sentence."""
-    if isinstance(mark, Ignored):
-        return "It changes nothing here, and x-arriero-ignored says so."
     values = ", ".join(json.dumps(value) for value in (None, *mark.neutral))
-    return f"Refused: only {values} pass."
+    if isinstance(mark, Ignored):
+        return f"No effect, and x-arriero-ignored says so unless it is {values}."
+    return f"Refused unless it is {values}."
 
 
 class JSONObject(BaseModel):
