@@ -6,6 +6,7 @@ On a small random model, because here probabilities matter.
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.api.limits import Limits
 from arriero.api.parameters import table
-from arriero.pool import Pool
+from arriero.pool import Pool, ServedModel
+from arriero.text.infill import STYLES
 
 PROMPT = "".join(map(letter, (3, 77, 150, 9)))
 SLOTS = 8
@@ -166,15 +168,20 @@ def conversions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
-@pytest.fixture
-async def tiny(conversions: Path) -> AsyncIterator[Tiny]:
-    model = tiny_model(conversions, SLOTS)
+@asynccontextmanager
+async def serving(model: ServedModel) -> AsyncIterator[Tiny]:
     await model.engine.start()
     app = application(Pool([model]), delivery=Delivery(limits=Limits(max_n=SLOTS)))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://arriero", timeout=60) as client:
         yield Tiny(client)
     await model.engine.close()
+
+
+@pytest.fixture
+async def tiny(conversions: Path) -> AsyncIterator[Tiny]:
+    async with serving(tiny_model(conversions, SLOTS)) as tiny:
+        yield tiny
 
 
 def test_no_parameter_is_left_out() -> None:
@@ -214,13 +221,22 @@ async def test_each_answer_in_a_crowd_is_the_one_alone(tiny: Tiny) -> None:
 async def test_a_seed_gives_the_same_answer_after_a_restart(conversions: Path) -> None:
     texts = set()
     for _ in range(2):
-        model = tiny_model(conversions, SLOTS)
-        await model.engine.start()
-        transport = httpx.ASGITransport(application(Pool([model])))
-        async with httpx.AsyncClient(transport=transport, base_url="http://arriero") as client:
-            texts.add((await Tiny(client).answer("completions", temperature=2, seed=5))[0][0])
-        await model.engine.close()
+        async with serving(tiny_model(conversions, SLOTS)) as tiny:
+            texts.add((await tiny.answer("completions", temperature=2, seed=5))[0][0])
     assert len(texts) == 1
+
+
+async def test_a_suffix_changes_the_answer_of_a_model_that_fills_in(conversions: Path) -> None:
+    async with serving(tiny_model(conversions, SLOTS, marks=STYLES[1])) as tiny:
+        without = await tiny.answer("completions", **GREEDY)
+        within = [await tiny.answer("completions", **GREEDY, suffix=letter(each), stream=True) for each in (8, 9)]
+        assert within[0] != within[1] != without != within[0]
+        assert within[0] == await tiny.answer("completions", **GREEDY, suffix=letter(8))
+        usage = (await post(tiny, "completions", suffix=letter(8)))["usage"]
+        assert usage["prompt_tokens"] == len(PROMPT) + 4
+        model = (await tiny.client.get("/v1/models/tiny")).json()
+    assert "infill" in model["capabilities"]
+    assert "suffix" in model["supported_parameters"]["completions"]
 
 
 async def post(tiny: Tiny, endpoint: str, **given: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -35,10 +36,10 @@ def letter(token: int) -> str:
     return chr(0x4E00 + token)
 
 
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer(marks: Sequence[str] = ()) -> Tokenizer:
     backend = tokenizers.Tokenizer(BPE({letter(id): id for id in range(NUM_LETTERS)}, merges=[]))
     backend.decoder = tokenizers.decoders.Fuse()
-    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", *marks])
     metadata = TextMetadata(
         chat_template=TEMPLATE,
         special_tokens={"eos_token": "<|im_end|>"},
@@ -50,10 +51,11 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(Path("tiny"), json.loads(backend.to_str()), metadata)
 
 
-def tiny_model(cache: Path, slots: int = 8) -> ServedModel:
-    config = dataclasses.replace(CASES["grouped"], vocab_size=NUM_LETTERS + 2)
+def tiny_model(cache: Path, slots: int = 8, marks: Sequence[str] = ()) -> ServedModel:
+    """`marks` are further control tokens."""
+    tokenizer = tiny_tokenizer(marks)
+    config = dataclasses.replace(CASES["grouped"], vocab_size=tokenizer.vocab_size)
     checkpoint = random_checkpoint(config)
-    tokenizer = tiny_tokenizer()
     return ServedModel(
         card=ModelCard(
             name="tiny",

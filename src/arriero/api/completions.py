@@ -63,16 +63,24 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
             param="prompt",
             end_token_ids=infill.end_token_ids if infill else frozenset(),
         )
-        if parameters.logprobs is not None and generation.max_tokens == 1 and not generation.min_tokens:
-            # Who asks for one scored token, as lm-evaluation-harness does, wants it even if it ends the answer.
-            ending, generation = generation.end_token_ids, replace(generation, end_token_ids=frozenset())
-        else:
-            ending = frozenset()
+        generation, ending = _with_ending(generation)
         shape = _CompletionShape(profile, model, generation, parameters, prompts)
         ignored += without_effect(parameters)
         return await respond(request, model, generation, shape, parameters, ignored, delivery, ending)
 
     return routes
+
+
+def _with_ending(generation: GenerationRequest) -> tuple[GenerationRequest, frozenset[int]]:
+    """The request, and the end tokens that it is to show instead of ending with them.
+
+    Who asks for one scored token, as lm-evaluation-harness does, wants it even if it ends the answer; the engine
+    tells nothing of a token that does.
+    """
+    one = generation.max_tokens == 1 and generation.min_tokens == 0
+    if generation.logprobs is None or generation.beams or not one:
+        return generation, frozenset()
+    return replace(generation, end_token_ids=frozenset()), generation.end_token_ids
 
 
 def _prompts(parameters: CompletionParameters) -> list[Prompt]:
