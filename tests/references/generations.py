@@ -37,11 +37,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "greedy, no repeated token": {"no_repeat_ngram_size": 1},
     "greedy, at least ten": {"min_tokens": 10},
     "beams": {"num_beams": 4},
-    "beams, short": {"num_beams": 4, "length_penalty": -2.0},
+    "beams, length 1.2": {"num_beams": 4, "length_penalty": 1.2},
     "beams, length 0.6": {"num_beams": 4, "length_penalty": 0.6},
     "beams, length 2": {"num_beams": 4, "length_penalty": 2.0},
-    "beams, early": {"num_beams": 4, "early_stopping": True},
-    "beams, never early": {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0},
+    "beams, early": {"num_beams": 4, "early_stopping": True, "length_penalty": 1.2},
+    "beams, never early": {"num_beams": 4, "early_stopping": "never", "length_penalty": 1.2},
     "beams, never early, length 0": {"num_beams": 3, "early_stopping": "never", "length_penalty": 0.0},
     "beams, repetition penalty": {"num_beams": 4, "repetition_penalty": 1.3},
     "beams, repetition reward": {"num_beams": 4, "repetition_penalty": 0.6},
@@ -50,27 +50,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sampled beams": {"num_beams": 4, "temperature": 1.0},
     "sampled beams, cold": {"num_beams": 3, "temperature": 0.5, "repetition_penalty": 1.2},
     "sampled beams, filtered": {"num_beams": 4, "temperature": 1.3, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
-    "sampled beams, typical": {"num_beams": 4, "temperature": 1.1, "typical_p": 0.8, "length_penalty": 0.5},
+    "sampled beams, typical": {"num_beams": 4, "temperature": 1.1, "typical_p": 0.8, "length_penalty": 0.6},
 }
 
 
 def requests(settings: dict[str, Any]) -> list[GenerationRequest]:
-    """One request for each of 40 prompts, with one, two or four end tokens."""
+    """One request for each of 40 prompts, with one, four or twelve end tokens."""
     bits = np.random.PCG64(3)
     beams = {name: settings[name] for name in ("num_beams", "length_penalty", "early_stopping") if name in settings}
     others = {name: settings[name] for name in settings if name not in (*beams, "min_tokens")}
     made = []
     for place, length in enumerate(LENGTHS):
-        tokens = (bits.random_raw(length + 4) % CONFIG.vocab_size).astype(int).tolist()
+        tokens = (bits.random_raw(length + 12) % CONFIG.vocab_size).astype(int).tolist()
         made.append(
             GenerationRequest(
                 id=str(place),
-                prompts=(tuple(tokens[4:]),),
+                prompts=(tuple(tokens[12:]),),
                 max_tokens=MAX_TOKENS,
                 min_tokens=settings.get("min_tokens", 0),
                 num_choices=2 if beams else 1,
                 sampling=Sampling(**{"temperature": 0.0, "seed": place, **others}),
-                end_token_ids=frozenset(tokens[: (1, 2, 4)[place % 3]]),
+                end_token_ids=frozenset(tokens[: (1, 4, 12)[place % 3]]),
                 beams=Beams(**beams) if beams else None,
             )
         )
@@ -119,11 +119,15 @@ def given_draws(request: GenerationRequest) -> Iterator[None]:
     def multinomial(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
         nonlocal position
         weights = probabilities[0].double().numpy().copy()
-        places = []
+        impossible = iter(np.flatnonzero(weights == 0).tolist())
+        places: list[int] = []
         for number in uniforms(request.sampling.seed, 0, position, num_samples):
             cumulative = weights.cumsum()
-            places.append(int(np.searchsorted(cumulative, number * cumulative[-1], side="right")))
-            weights[places[-1]] = 0
+            if cumulative[-1]:
+                places.append(int(np.searchsorted(cumulative, number * cumulative[-1], side="right")))
+                weights[places[-1]] = 0
+            else:  # where torch would give up
+                places.append(next(impossible))
         position += 1
         return torch.tensor([places])
 

@@ -280,10 +280,10 @@ class Scheduler:
     # Results
 
     def _take_scores(self, sequence: Sequence, scores: list[Logprob], events: list[tuple[Group, Event]]) -> None:
-        """Note what some of a prompt's tokens are worth, and tell when it is complete."""
+        """Note how probable some of a prompt's tokens are, and tell when all of it is read."""
         assert sequence.scores is not None
         sequence.scores += scores
-        if len(sequence.scores) == sequence.num_prompt_tokens:
+        if sequence.num_computed_tokens == sequence.num_prompt_tokens:
             events.append((sequence.group, PromptScored(sequence.prompt, tuple(sequence.scores))))
 
     def _take(self, sequence: Sequence, token: int, logprob: Logprob | None, events: list[tuple[Group, Event]]) -> None:
