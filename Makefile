@@ -3,7 +3,7 @@
 
 BIN ?= .venv/bin
 
-.PHONY: test lint types imports reference clients proof bench ci settings
+.PHONY: test lint types imports reference clients proof bench ci settings parameters
 
 test:  ## The tests that need nothing but the test extra.
 	$(BIN)/pytest
@@ -33,6 +33,9 @@ bench:  ## The figures of benchmarks/RESULTS.md.
 
 settings:  ## Write the settings table of the README anew.
 	$(BIN)/python scripts/settings_table.py
+
+parameters:  ## Write docs/parameters.md anew.
+	$(BIN)/python scripts/parameters_page.py
 
 ci:
 	bash .ci/run

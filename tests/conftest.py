@@ -20,7 +20,7 @@ import uvicorn
 from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.app import create_app
-from arriero.app.script import scripted_model
+from arriero.app import load as load_model
 from arriero.config import Settings, load
 from arriero.core import EngineStats
 from arriero.models.catalog import DEFAULT_MODEL
@@ -71,10 +71,12 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]
     async with AsyncExitStack() as stack:
 
         async def start(delivery: Delivery | None = None, **settings: Any) -> Served:
-            model = scripted_model(settings_for(tmp_path, **settings))
+            chosen = settings_for(tmp_path, **settings)
+            model = load_model(chosen)
             await model.engine.start()
             stack.push_async_callback(model.engine.close)
-            transport = httpx.ASGITransport(application(Pool([model]), delivery=delivery), raise_app_exceptions=False)
+            app = application(Pool([model]), delivery=delivery) if delivery else create_app(chosen, model)
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             client = httpx.AsyncClient(transport=transport, base_url="http://arriero")
             return Served(model, await stack.enter_async_context(client))
 
@@ -96,7 +98,7 @@ class Live(Watched):
 
 @contextmanager
 def live_server(settings: Settings) -> Iterator[Live]:
-    model = scripted_model(settings)
+    model = load_model(settings)
     server = uvicorn.Server(uvicorn.Config(create_app(settings, model), lifespan="off", log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
 

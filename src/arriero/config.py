@@ -2,6 +2,7 @@
 
 A field of `Settings` is the one declaration of a setting. Its flag, its variable, its TOML key, its help
 text and its checks all derive from it: `model_name` is `--model-name`, `ARRIERO_MODEL_NAME` and `model_name`.
+The limits of requests are `COMPLETION_MAX_...` in the environment, as LangPort documents them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from arriero.errors import ConfigError
 
 PREFIX = "ARRIERO_"
+LANGPORT = "completion_max_"
+"""Settings that begin with this keep the names that LangPort documents: their variables have no prefix."""
+PORTS = {"openai": 8000, "alpaca": 19_327}
+"""Where each profile listens unless told otherwise."""
 
 
 FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -55,8 +60,19 @@ class Settings(BaseModel):
         "Model", lambda: platformdirs.user_cache_path("arriero"), "Directory of downloaded and converted models."
     )
 
+    profile: Literal["openai", "alpaca"] = _setting(
+        "Server",
+        "openai",
+        "Whose habits to answer with; alpaca: templates, defaults and shapes of the Chinese-LLaMA-Alpaca server.",
+    )
     host: str = _setting("Server", "127.0.0.1", "Address to listen on.", min_length=1)
-    port: int = _setting("Server", 8000, "Port to listen on; 0: a free one.", ge=0, le=65_535)
+    port: int = _setting(
+        "Server",
+        PORTS["openai"],
+        f"Port to listen on; 0: a free one; left out with profile alpaca: {PORTS['alpaca']}.",
+        ge=0,
+        le=65_535,
+    )
     grace: float = _setting(
         "Server", 30.0, "Seconds that running answers get to finish when the server stops.", ge=0, le=86_400
     )
@@ -78,6 +94,17 @@ class Settings(BaseModel):
     )
     threads: int = _setting("Engine", 0, "Threads that compute; 0: one per physical core at hand.", ge=0, le=1024)
 
+    completion_max_prompt: int = _setting(
+        "Requests", 0, "Tokens that a prompt may have; 0: as many as the context.", ge=0, le=2**20
+    )
+    completion_max_tokens: int = _setting(
+        "Requests", 0, "Tokens that an answer may be asked for; 0: as many as the context.", ge=0, le=2**20
+    )
+    completion_max_n: int = _setting("Requests", 128, "Answers to one prompt.", ge=1, le=1024)
+    completion_max_logprobs: int = _setting(
+        "Requests", 20, "Alternatives to each token, with their probabilities.", ge=0, le=1024
+    )
+
     script: FilePath | None = _setting("Scripted engine", None, "File of replies; left out: echo the prompt.")
     pace: float = _setting("Scripted engine", 0.0, "Tokens a second of each answer; 0: no limit.", ge=0, le=1_000_000)
 
@@ -85,6 +112,11 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "General", "info", "Least severe log line to show."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_port(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {"port": PORTS.get(given.get("profile", "openai"), 0), **given}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -101,7 +133,7 @@ def flag(name: str) -> str:
 
 def variable(name: str) -> str:
     """A setting's name in the environment."""
-    return PREFIX + name.upper()
+    return name.upper() if name.startswith(LANGPORT) else PREFIX + name.upper()
 
 
 def group(field: FieldInfo) -> str:
@@ -195,7 +227,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
     names = {variable(name): name for name in Settings.model_fields}
     given = {}
     for key, value in environment.items():
-        if not key.startswith(PREFIX) or not value:
+        if not key.startswith((PREFIX, LANGPORT.upper())) or not value:
             continue
         if key not in names:
             raise ConfigError(f"{key} in the environment is no setting{suggestion(key, names)}")

@@ -21,7 +21,9 @@ FinishReason = Literal["stop", "length"]
 class Sampling:
     """How the next token is chosen from the logits, for every choice of one request.
 
-    The filters apply in the order temperature, top_k, top_p, min_p, as in transformers' `generate`.
+    Processors apply first: repetition_penalty, no_repeat_ngram_size, presence_penalty and frequency_penalty,
+    logit_bias, min_tokens. Then the filters, in the order temperature, top_k, top_p, min_p, typical_p, as in
+    transformers' `generate`.
     """
 
     temperature: float = 1.0
@@ -32,8 +34,35 @@ class Sampling:
     """Keep the smallest set of most probable tokens whose probabilities sum to at least this."""
     min_p: float = 0.0
     """Drop tokens less probable than this times the most probable one."""
+    typical_p: float = 1.0
+    """Keep the tokens whose surprise is nearest to the expected one, up to this mass (Meister et al. 2022)."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt or answer are divided by this where positive, multiplied where negative (Keskar et
+    al. 2019)."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer has (OpenAI; the prompt does not count)."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens once for each time the answer has them (OpenAI; the prompt does not count)."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of this many tokens occurs twice in prompt and answer together; 0 is off."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each id once."""
     seed: int = 0
     """With the choice's index and the token's position it fixes every draw; see `arriero.engine.sampling`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beams:
+    """Search for the most probable answers instead of drawing one; beam-sample where the temperature is not 0.
+
+    The same search as transformers' `generate` with `num_beams`: processors apply to log-probabilities.
+    """
+
+    num_beams: int
+    length_penalty: float = 1.0
+    """A finished beam's score is its sum of log-probabilities over its length to the power of this."""
+    early_stopping: bool | Literal["never"] = False
+    """When to stop; see transformers' `GenerationConfig`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +75,44 @@ class GenerationRequest:
     id: str
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: int
-    """Tokens a choice may have at most; each prompt plus this must fit the runner's context."""
+    """Tokens a choice may have at most; each prompt plus this must fit the runner's context. 0 only scores prompts."""
+    min_tokens: int = 0
+    """Tokens a choice has at least: before that no end token is drawn and no stop string ends it."""
     num_choices: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     end_token_ids: frozenset[int] = frozenset()
     """A choice that samples one of these is finished; empty when end-of-sequence is to be ignored."""
     stop_strings: tuple[str, ...] = ()
     """A specification only: the engine watches for them through the `Constraint` it is given."""
+    skip_special_tokens: bool = True
+    """Whether stop strings are looked for in the text without special tokens; a specification too."""
+    beams: Beams | None = None
+    """Each prompt gets a beam search of its own; its `num_choices` best beams are the choices, best first. Their
+    events come when they are decided."""
+    logprobs: int | None = None
+    """How many of the most probable tokens to report beside each drawn one; None reports nothing."""
+    prompt_logprobs: int | None = None
+    """The same for every prompt token, in one `PromptScored` a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Natural log-softmax of the model's own logits: before processors, temperature and filters."""
+
+    value: float
+    """Of the token itself."""
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability) of the most probable tokens, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """How probable the model finds a prompt; comes before any other event of its choices."""
+
+    prompt: int
+    """Index into the request's prompts."""
+    logprobs: tuple[Logprob | None, ...]
+    """One for each prompt token; None for the first, which nothing precedes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +121,7 @@ class Token:
 
     index: int
     id: int
+    logprob: Logprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +138,7 @@ class Finished:
     """Prompt tokens of this choice that needed no computation because a prefix was at hand."""
 
 
-Event = Token | Finished
+Event = PromptScored | Token | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

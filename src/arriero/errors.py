@@ -15,6 +15,8 @@ status, `type` and `code`; nothing below `wire` knows of HTTP.
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class ArrieroError(Exception):
     """Root of every error that Arriero raises on purpose; `str(error)` is fit to be shown to a user."""
@@ -41,6 +43,9 @@ class UnknownModel(InvalidRequest):
         super().__init__(f"The model '{name}' does not exist on this server.", param="model")
         self.name = name
 
+    def __reduce__(self) -> tuple[type[UnknownModel], tuple[str]]:
+        return type(self), (self.name,)
+
 
 class ContextOverflow(InvalidRequest):
     """Prompt and answer together are longer than the model's context."""
@@ -52,6 +57,9 @@ class Overloaded(ArrieroError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), retry_after=self.retry_after), self.args
 
 
 class EngineDied(ArrieroError):

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,6 +9,9 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from arriero.api import schemas
+from arriero.api.application import application
+from arriero.pool import Pool
+from arriero.text.chat import ChatTemplate
 
 Serve = Callable[..., Awaitable[Any]]
 
@@ -221,3 +225,70 @@ async def test_a_full_queue_answers_503_and_when_to_come_back(serve: Serve) -> N
 async def test_a_seed_need_not_be_given(served: Any) -> None:
     assert (await served.chat(seed=-(2**63), temperature=0.5, top_p=0.5, top_k=-1, min_p=0.1)).status_code == 200
     assert (await served.chat(seed=None)).status_code == 200
+
+
+MARKED = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
+
+
+async def prompt_of(served: Any, **body: Any) -> str:
+    """The text of the prompt that the model got."""
+    seen: list[tuple[int, ...]] = []
+    generate = served.model.engine.generate
+    served.model.engine.generate = lambda request: (seen.extend(request.prompts), generate(request))[1]
+    answer = await served.post("/v1/chat/completions", **body)
+    assert answer.status_code == 200, answer.text
+    del served.model.engine.generate
+    return served.model.tokenizer.decode(seen[0], skip_special_tokens=False)
+
+
+async def test_content_may_be_called_message(served: Any) -> None:
+    body = await served.post("/v1/chat/completions", messages=[{"role": "user", "message": "Hi"}])
+    assert body.json()["choices"][0]["message"]["content"] == "Hi"
+
+
+@pytest.mark.parametrize("said", ["Once upon", "Once upon ", "Once <|im_end|>", ""])
+async def test_the_last_message_can_be_continued(served: Any, said: str) -> None:
+    messages = [{"role": "user", "content": "Tell"}, {"role": "assistant", "content": said}]
+    assert await prompt_of(served, messages=messages, continue_final_message=True) == MARKED.format("Tell", said)
+    ended = await prompt_of(served, messages=messages)
+    assert ended == MARKED.format("Tell", said) + "<|im_end|>\n<|im_start|>assistant\n"
+
+
+async def test_the_prompt_for_an_answer_can_be_left_out(served: Any) -> None:
+    messages = [{"role": "user", "content": "Tell"}]
+    assert await prompt_of(served, messages=messages, add_generation_prompt=False) == (
+        "<|im_start|>user\nTell<|im_end|>\n"
+    )
+
+
+async def test_a_refusal_stands_for_the_content_and_reaches_the_template(served: Any) -> None:
+    messages = [{"role": "user", "content": "Tell"}, {"role": "assistant", "refusal": "No."}]
+    assert "<|im_start|>assistant\nNo.<|im_end|>" in await prompt_of(served, messages=messages)
+
+
+async def test_names_tools_and_variables_reach_the_template(served: Any) -> None:
+    source = "{% for m in messages %}{{ m.name }},{{ m.tool_call_id }},{{ m.refusal }};{% endfor %}{{ tone }}"
+    template = ChatTemplate(source, served.model.tokenizer)
+    model = dataclasses.replace(served.model, template=template)
+    transport = httpx.ASGITransport(application(Pool([model])))
+    async with httpx.AsyncClient(transport=transport, base_url="http://arriero") as client:
+        served.client = client
+        messages = [
+            {"role": "user", "content": "Hi", "name": "Ann"},
+            {"role": "tool", "content": "42", "tool_call_id": "call_1"},
+            {"role": "assistant", "content": "Hm", "refusal": "No."},
+        ]
+        said = await prompt_of(served, messages=messages, chat_template_kwargs={"tone": "<|im_end|>"})
+    assert said == "Ann,,;,call_1,;,,No.;<|im_end|>"
+
+
+async def test_a_message_that_the_template_hides_cannot_be_continued(served: Any) -> None:
+    template = ChatTemplate("{{ messages[0].content }}", served.model.tokenizer)
+    model = dataclasses.replace(served.model, template=template)
+    transport = httpx.ASGITransport(application(Pool([model])))
+    async with httpx.AsyncClient(transport=transport, base_url="http://arriero") as client:
+        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm"}]
+        body = {"model": "scripted", "messages": messages, "continue_final_message": True}
+        answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "continue_final_message"

@@ -1,7 +1,10 @@
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+from arriero.api.objects import Refused
 from arriero.api.parameters import table
 
 
@@ -20,6 +23,8 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
     assert set(document["paths"]) == {
         "/v1/chat/completions",
         "/v1/completions",
+        "/tokenize",
+        "/detokenize",
         "/v1/models",
         "/v1/models/{model}",
         "/health",
@@ -33,7 +38,7 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
 
 async def test_the_examples_work(served: Any) -> None:
     document = (await served.client.get("/openapi.json")).json()
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
         assert (await served.client.post(path, json=body)).status_code == 200
 
@@ -55,7 +60,7 @@ async def test_every_parameter_is_described(served: Any) -> None:
         name = "ChatParameters" if "chat/completions" in parameter.endpoints else "CompletionParameters"
         description = schemas[name]["properties"][parameter.name]["description"]
         assert description.startswith(parameter.field.description)
-        assert ("Refused" in description) == (parameter.refusal is not None)
+        assert ("Refused" in description) == isinstance(parameter.mark, Refused)
 
 
 async def test_the_page_takes_nothing_from_elsewhere(served: Any) -> None:
@@ -69,3 +74,7 @@ async def test_the_page_takes_nothing_from_elsewhere(served: Any) -> None:
         assert asset.status_code == 200, link
         assert len(asset.content) > 500
     assert "openapi.json" in page.text
+
+
+def test_the_page_of_parameters_is_up_to_date() -> None:
+    subprocess.run([sys.executable, "scripts/parameters_page.py", "--check"], check=True)

@@ -16,7 +16,12 @@ async def test_a_model_tells_about_itself(serve: Callable[..., Awaitable[Any]]) 
     body = (await served.client.get("/v1/models/scripted")).json()
     Model.model_validate(body, strict=True)
     assert (body["object"], body["owned_by"]) == ("model", "arriero")
-    assert body["card"]["context"] == 100
+    assert body["card"]["context"] == body["context_length"] == 100
+    assert body["capabilities"] == ["completion", "chat"]
+    chat, completions = (body["supported_parameters"][each] for each in ("chat/completions", "completions"))
+    assert {"messages", "temperature", "top_logprobs", "num_beams"} <= set(chat)
+    assert {"prompt", "echo", "best_of"} <= set(completions)
+    assert not {"tools", "user", "suffix", "response_format"} & {*chat, *completions}
     assert body["card"]["invariant"] is True
 
 

@@ -120,7 +120,35 @@ async def test_a_model_without_a_template_completes_and_does_not_chat(directory:
 
 def test_the_fingerprint_tells_what_may_change_answers(directory: Path) -> None:
     int8, again, fp32 = (load(settings(directory, weights=weights)) for weights in ("auto", "int8", "fp32"))
-    assert int8.fingerprint == again.fingerprint != fp32.fingerprint
+    alpaca = load(settings(directory, profile="alpaca"))
+    assert int8.fingerprint == again.fingerprint
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer | {"version": "1.0", "truncation": None}))
+    tokens = load(settings(directory))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "chat_template": "x"}))
+    template = load(settings(directory))
+    (directory / "model.safetensors").touch()
+    weights = load(settings(directory))
+    models = [int8, fp32, alpaca, tokens, template, weights]
+    assert len({model.fingerprint for model in models}) == len(models)
+
+
+def test_the_fingerprint_of_a_script_tells_its_replies(tmp_path: Path) -> None:
+    prints = set()
+    for reply in ("a", "b"):
+        script = tmp_path / "script.json"
+        script.write_text(json.dumps({"reply": reply}))
+        prints |= {load(Settings(engine="scripted", script=script)).fingerprint for _ in range(2)}
+    assert len(prints) == 2
+
+
+def test_an_alpaca_model_has_its_template_and_name(directory: Path) -> None:
+    (directory / "tokenizer_config.json").unlink()
+    model = load(settings(directory, profile="alpaca"))
+    assert model.name == "chinese-llama-alpaca"
+    assert model.card.tasks == ("completion", "chat")
+    assert model.template
+    assert model.template.render([{"role": "user", "content": "Hi"}]).endswith("### Instruction:\nHi\n\n### Response: ")
 
 
 def test_a_context_beyond_the_models_is_refused(directory: Path) -> None:

@@ -110,3 +110,30 @@ def test_every_declaration_is_complete(name):
     assert field.description.endswith(".")
     assert config.group(field)
     assert config.expected(field)
+
+
+LIMITS = {"prompt": 0, "tokens": 0, "n": 128, "logprobs": 20}
+
+
+@pytest.mark.parametrize(("name", "default"), LIMITS.items())
+def test_the_limits_of_requests_have_langports_names(tmp_path, name, default):
+    key = f"completion_max_{name}"
+    assert getattr(config.load({}, {}), key) == default
+    assert getattr(config.load({}, {f"COMPLETION_MAX_{name.upper()}": "7"}), key) == 7
+    assert getattr(config.load({"config": toml(tmp_path, f"{key} = 8")}, {}), key) == 8
+    assert getattr(config.load({key: "9"}, {f"COMPLETION_MAX_{name.upper()}": "7"}), key) == 9
+    with pytest.raises(ConfigError, match=f"COMPLETION_MAX_{name.upper()} is 'x', expected a whole number"):
+        config.load({}, {f"COMPLETION_MAX_{name.upper()}": "x"})
+
+
+def test_a_limit_that_is_none_is_named():
+    with pytest.raises(ConfigError, match=r"COMPLETION_MAX_TOKEN in .* \(did you mean COMPLETION_MAX_TOKENS\?\)"):
+        config.load({}, {"COMPLETION_MAX_TOKEN": "3"})
+
+
+def test_a_profile_brings_its_port():
+    assert config.load({"profile": "alpaca"}, {}).port == 19327
+    assert config.load({"profile": "alpaca", "port": "0"}, {}).port == 0
+    assert config.load({}, {"ARRIERO_PROFILE": "alpaca"}).host == "127.0.0.1"
+    with pytest.raises(ConfigError, match="did you mean alpaca"):
+        config.load({"profile": "alpaka"}, {})

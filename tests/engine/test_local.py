@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from arriero.core import EngineStats, Finished, GenerationRequest, Row, Sampling, Token
+from arriero.core import Beams, EngineStats, Finished, GenerationRequest, Logprob, PromptScored, Row, Sampling, Token
 from arriero.engine.local import LocalEngine
-from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, ModelLoadError, Overloaded
+from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
 from arriero.runners.scripted import ScriptedRunner
 
 END = 0
@@ -133,6 +133,74 @@ async def test_a_long_prompt_in_chunks():
     async with running(chunk=7, chunk_beside_decode=3) as engine:
         first, second = await asyncio.gather(*(answer(engine, ask(prompt, max_tokens=50)) for _ in range(2)))
     assert said(first) == said(second) == list(prompt)
+
+
+async def test_log_probabilities_for_who_asks():
+    """The scripted runner leaves nothing to chance: what it says has probability 1."""
+    async with running() as engine:
+        asked, other = await asyncio.gather(answer(engine, ask(logprobs=2)), answer(engine, ask()))
+    assert said(asked) == said(other) == [5, 6, 7]
+    for event in asked[:-1]:
+        assert event.logprob == Logprob(0.0, ((event.id, 0.0), (0, -100.0)))
+    assert all(event.logprob is None for event in other[:-1])
+
+
+async def test_log_probabilities_are_the_model_s_own():
+    """Before temperature, penalties and bias."""
+    sampling = Sampling(temperature=1.7, top_k=1, repetition_penalty=1.2, logit_bias=((5, -3.0),))
+    async with running() as engine:
+        events = await answer(engine, ask(logprobs=0, sampling=sampling))
+    assert [event.logprob.value for event in events[:-1]] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_prompt_is_scored_once_and_first(n):
+    async with running(chunk=4) as engine:
+        events = await answer(engine, ask(tuple(range(5, 15)), n=n, prompt_logprobs=1, max_tokens=2))
+    scored = [event for event in events if isinstance(event, PromptScored)]
+    assert scored == events[:1]
+    assert scored[0].logprobs[0] is None
+    values = [logprob.value for logprob in scored[0].logprobs[1:]]
+    assert len(values) == 9
+    assert values.count(0.0) == 7  # the scripted runner foresees all but what begins a chunk
+
+
+async def test_scoring_alone_answers_nothing():
+    async with running() as engine:
+        events = await answer(engine, ask((5, 6, 7), n=2, prompt_logprobs=0, max_tokens=0))
+        assert events == [
+            PromptScored(0, (None, Logprob(0.0), Logprob(0.0))),
+            Finished(0, "length", 0),
+            Finished(1, "length", 0),
+        ]
+        assert engine.stats().running == 0
+        assert await answer(engine, ask((5, 6), max_tokens=0)) == [Finished(0, "length", 0)]
+
+
+async def test_a_beam_search_gives_its_best_answers_at_the_end():
+    async with running() as engine:
+        searching = answer(engine, ask((5, 6, 7), n=2, beams=Beams(num_beams=3), sampling=Sampling(temperature=0)))
+        events, other = await asyncio.gather(searching, answer(engine, ask()))
+        assert engine.stats().running == 0
+    assert said(other) == said(events) == [5, 6, 7]
+    assert events[:4] == [Token(0, 5), Token(0, 6), Token(0, 7), Finished(0, "stop", 4)]
+    assert isinstance(events[-1], Finished)
+
+
+async def test_leaving_a_beam_search_frees_all_its_slots():
+    runner = Gate()
+    async with running(runner) as engine:
+        task = asyncio.ensure_future(answer(engine, ask(max_tokens=50, beams=Beams(num_beams=4), end=frozenset())))
+        for _ in range(3):
+            await runner.reached()
+            runner.let(1)
+        await runner.reached()
+        assert engine.stats().running == 4
+        task.cancel()
+        await asyncio.wait([task])
+        assert engine.stats().running == 0
+        runner.let(100)
+        assert said(await answer(engine, ask())) == [5, 6, 7]
 
 
 class Until:
@@ -569,3 +637,9 @@ def test_what_crosses_the_seam_can_be_pickled():
         assert pickle.loads(pickle.dumps(thing)) == thing
     error = pickle.loads(pickle.dumps(EngineDied("gone")))
     assert str(error) == "gone"
+    error = pickle.loads(pickle.dumps(Overloaded("full", retry_after=3.5)))
+    assert (type(error), str(error), error.retry_after) == (Overloaded, "full", 3.5)
+    error = pickle.loads(pickle.dumps(UnknownModel("x")))
+    assert (type(error), error.name, error.param) == (UnknownModel, "x", "model")
+    error = pickle.loads(pickle.dumps(ContextOverflow("long", param="prompt", code="c")))
+    assert (type(error), str(error), error.param, error.code) == (ContextOverflow, "long", "prompt", "c")

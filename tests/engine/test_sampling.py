@@ -16,12 +16,20 @@ REFERENCE = json.loads((Path(__file__).parent.parent / "references" / "sampling_
 
 logit = st.one_of(st.integers(-6, 6).map(float), st.floats(-30, 30, width=32))
 rows = st.lists(logit, min_size=1, max_size=400).map(lambda values: np.array(values, dtype=np.float32))
+mild_samplings = st.builds(
+    Sampling,
+    temperature=st.floats(0.05, 3),
+    top_k=st.integers(0, 60),
+    top_p=st.floats(0, 1),
+    min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
+)
 samplings = st.builds(
     Sampling,
     temperature=st.floats(0.05, 3),
     top_k=st.integers(0, 60),
     top_p=st.floats(0, 1),
     min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
+    typical_p=st.one_of(st.just(1.0), st.floats(0.01, 1)),
     seed=st.integers(-(2**70), 2**70),
 )
 
@@ -68,12 +76,42 @@ def naive(logits: np.ndarray, parameters: Sampling, top_p: float) -> set[int]:
     return {token for token, weight in kept.items() if weight >= np.float32(parameters.min_p)}
 
 
-@given(rows, samplings)
+@given(rows, mild_samplings)
 def test_filters_agree_with_their_definitions(logits, parameters):
     """Where rounding decides whether the sum is reached, either answer will do."""
     ours = set(distribution(logits, parameters)[0].tolist())
     assert naive(logits, parameters, parameters.top_p - 1e-9) <= ours
     assert ours <= naive(logits, parameters, parameters.top_p + 1e-9)
+
+
+def naive_typical(logits: np.ndarray, typical_p: float, slack: float) -> set[int]:
+    """Meister et al.'s definition, over the weights that float32 gives; surprises within `slack` are equal."""
+    shares = np.exp(logits - logits.max()).astype(float)
+    shares = {token: share for token, share in enumerate(shares / shares.sum()) if share}
+    entropy = -math.fsum(share * math.log(share) for share in shares.values())
+    distance = {token: abs(-math.log(share) - entropy) for token, share in shares.items()}
+    mass, last = 0.0, 0.0
+    for token in sorted(shares, key=distance.__getitem__):
+        if mass >= typical_p + slack:
+            break
+        mass, last = mass + shares[token], distance[token]
+    return {token for token in shares if distance[token] <= last + slack}
+
+
+@given(rows, st.floats(0.01, 0.99))
+def test_typical_sampling_agrees_with_its_definition(logits, typical_p):
+    ours = set(distribution(logits, Sampling(typical_p=typical_p))[0].tolist())
+    assert naive_typical(logits, typical_p, -1e-5) <= ours <= naive_typical(logits, typical_p, 1e-5)
+
+
+@given(rows, samplings, st.integers(1, 5))
+def test_filters_let_at_least_so_many_pass(logits, parameters, least):
+    """Also the most probable ones, unless the filter is for typical tokens."""
+    ids, weights = sampling._filter(logits, logits.max(), parameters, least)
+    ids = list(range(len(weights))) if ids is None else ids.tolist()
+    alive = np.exp((logits - logits.max()) / np.float32(parameters.temperature)) > 0
+    assert len(ids) >= min(least, alive.sum())
+    assert set(distribution(logits, parameters)[0].tolist()) <= set(ids) or parameters.typical_p < 1
 
 
 @given(st.lists(rows, min_size=1, max_size=5), st.lists(samplings, min_size=5, max_size=5), st.integers(0, 10**6))
@@ -102,7 +140,13 @@ def test_the_coldest_temperatures_are_as_greedy(values, temperature):
 
 @pytest.mark.parametrize(
     "parameters",
-    [Sampling(), Sampling(temperature=0.6), Sampling(top_k=9), Sampling(temperature=1.3, top_p=0.8, min_p=0.03)],
+    [
+        Sampling(),
+        Sampling(temperature=0.6),
+        Sampling(top_k=9),
+        Sampling(temperature=1.3, top_p=0.8, min_p=0.03),
+        Sampling(temperature=1.2, typical_p=0.7),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("vocab_size", [60, 9000])
@@ -230,6 +274,9 @@ def test_nothing_to_draw():
         ("top_p", math.nan),
         ("min_p", -0.1),
         ("min_p", 2.0),
+        ("typical_p", 0.0),
+        ("typical_p", 1.1),
+        ("typical_p", math.nan),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(param, value):

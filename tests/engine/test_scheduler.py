@@ -2,9 +2,10 @@
 
 import pytest
 
-from arriero.core import Finished, GenerationRequest, RunnerInfo, Sampling, Token, Want
+from arriero.core import Beams, Finished, GenerationRequest, RunnerInfo, Sampling, Token, Want
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
+from arriero.engine.step import Results
 from arriero.errors import ContextOverflow, InvalidRequest, Overloaded
 from arriero.runners.scripted import ScriptedRunner
 
@@ -36,7 +37,7 @@ def ask(*lengths: int, max_tokens=10, n=1, **options) -> GenerationRequest:
 def advance(scheduler, token=7):
     """One step in which every draw gives the same token; the step and what came of it."""
     step = scheduler.schedule()
-    return step, scheduler.update(step, [token] * len(step.draws))
+    return step, scheduler.update(step, Results([token] * len(step.draws)))
 
 
 def lengths(step) -> list[int]:
@@ -57,7 +58,7 @@ def test_a_request_from_prompt_to_last_token():
     assert events == [(group, Token(0, 9)), (group, Finished(0, "length", 2))]
     step = scheduler.schedule()
     assert (step.frees, step.rows) == ([0], [])
-    assert scheduler.update(step, []) == []
+    assert scheduler.update(step, Results([])) == []
     assert scheduler.schedule() is None
 
 
@@ -174,7 +175,7 @@ def test_a_prompt_is_read_once_for_all_its_choices():
     step = scheduler.schedule()
     assert lengths(step) == [5]
     assert [(draw.row, draw.choice, draw.position) for draw in step.draws] == [(0, 0, 5), (0, 1, 5), (0, 2, 5)]
-    assert scheduler.update(step, [11, 12, 13]) == [(group, Token(index, 11 + index)) for index in range(3)]
+    assert scheduler.update(step, Results([11, 12, 13])) == [(group, Token(index, 11 + index)) for index in range(3)]
     step = scheduler.schedule()
     assert step.copies == [(0, 1), (0, 2)]
     assert [(row.slot, list(row.tokens), row.position) for row in step.rows] == [
@@ -198,7 +199,7 @@ def test_a_choice_that_is_over_at_once_still_lends_its_slot_to_the_others():
     scheduler.submit(ask(5, n=2, end_token_ids=frozenset({END})))
     scheduler.submit(ask(2))
     step = scheduler.schedule()
-    scheduler.update(step, [END, 9])
+    scheduler.update(step, Results([END, 9]))
     step = scheduler.schedule()
     assert (step.copies, step.frees) == ([(0, 1)], [0])
     assert [(row.slot, list(row.tokens), row.position) for row in step.rows] == [(1, [9], 5), (0, [1, 1], 0)]
@@ -252,7 +253,7 @@ def test_a_finished_choice_makes_room_for_others_of_its_request_or_not():
     scheduler = make(num_slots=2)
     scheduler.submit(ask(2, n=2, end_token_ids=frozenset({END})))
     later = scheduler.submit(ask(3))
-    scheduler.update(scheduler.schedule(), [END, 9])
+    scheduler.update(scheduler.schedule(), Results([END, 9]))
     assert later in {sequence.group for sequence in scheduler.schedule().drawing}
 
 
@@ -269,7 +270,17 @@ REFUSED = {
     "no prompt": (ask(), InvalidRequest, "prompt"),
     "empty prompt": (ask(3, 0), InvalidRequest, "prompt"),
     "no choice": (ask(3, n=0), InvalidRequest, "n"),
-    "no tokens": (ask(3, max_tokens=0), InvalidRequest, "max_tokens"),
+    "negative tokens": (ask(3, max_tokens=-1), InvalidRequest, "max_tokens"),
+    "more tokens than may be": (ask(3, max_tokens=5, min_tokens=6), InvalidRequest, "min_tokens"),
+    "fewer than no log-probabilities": (ask(3, logprobs=-1), InvalidRequest, "logprobs"),
+    "fewer than none of the prompt": (ask(3, prompt_logprobs=-1), InvalidRequest, "prompt_logprobs"),
+    "no beam": (ask(3, beams=Beams(num_beams=0)), InvalidRequest, "num_beams"),
+    "more beams than slots": (ask(3, beams=Beams(num_beams=5)), InvalidRequest, "num_beams"),
+    "more choices than beams": (ask(3, n=3, beams=Beams(num_beams=2)), InvalidRequest, "n"),
+    "budget by beams": (ask(60, beams=Beams(num_beams=3)), ContextOverflow, "num_beams"),
+    "length penalty": (ask(3, beams=Beams(num_beams=2, length_penalty=11)), InvalidRequest, "length_penalty"),
+    "early stopping": (ask(3, beams=Beams(num_beams=2, early_stopping="late")), InvalidRequest, "early_stopping"),
+    "biased token": (ask(3, sampling=Sampling(logit_bias=((50, 1.0),))), InvalidRequest, "logit_bias"),
     "unknown token": (GenerationRequest(id="r", prompts=((1, 50),), max_tokens=1), InvalidRequest, "prompt"),
     "negative token": (GenerationRequest(id="r", prompts=((1, -1),), max_tokens=1), InvalidRequest, "prompt"),
     "sampling": (ask(3, sampling=Sampling(top_p=2)), InvalidRequest, "top_p"),
@@ -291,7 +302,7 @@ def test_what_just_fits_runs():
     assert scheduler.stats().waiting == 1
     events = []
     while step := scheduler.schedule():
-        events += scheduler.update(step, [7] * len(step.draws))
+        events += scheduler.update(step, Results([7] * len(step.draws)))
     finished = [event for _, event in events if isinstance(event, Finished)]
     assert finished == [Finished(index, "length", 10) for index in range(4)]
     assert group.num_unfinished == 0
@@ -332,7 +343,7 @@ def test_retry_after_follows_the_recent_pace():
         now += 100.0  # an idle engine says nothing of the pace
         step = scheduler.schedule()
         now += seconds
-        scheduler.update(step, [7])
+        scheduler.update(step, Results([7]))
         scheduler.submit(ask(3, max_tokens=1))
         with pytest.raises(Overloaded) as caught:
             scheduler.submit(ask(3))
@@ -347,7 +358,7 @@ def test_retry_after_has_a_limit():
     scheduler.submit(ask(3, max_tokens=1))
     step = scheduler.schedule()
     now = 500.0
-    scheduler.update(step, [7])
+    scheduler.update(step, Results([7]))
     scheduler.submit(ask(3))
     scheduler.submit(ask(3))
     with pytest.raises(Overloaded) as caught:
@@ -379,7 +390,7 @@ def test_abort_while_reading_the_prompt():
     assert idle(scheduler)
     step = scheduler.schedule()
     assert (sorted(step.frees), step.rows) == ([0, 1], [])
-    scheduler.update(step, [])
+    scheduler.update(step, Results([]))
     assert scheduler.schedule() is None
 
 
@@ -399,7 +410,7 @@ def test_abort_while_the_step_runs():
     step = scheduler.schedule()
     scheduler.abort(group)
     assert scheduler.stats().running == 1
-    assert scheduler.update(step, [7, 7, 7]) == [(other, Token(0, 7))]
+    assert scheduler.update(step, Results([7, 7, 7])) == [(other, Token(0, 7))]
     assert scheduler.schedule().copies == []
 
 

@@ -9,10 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from arriero.core import Finished, GenerationRequest, Row, Sampling, Token, Want
+from arriero.core import Beams, Finished, GenerationRequest, PromptScored, Row, Sampling, Token, Want
+from arriero.engine.beams import BeamSearch
 from arriero.engine.local import execute
+from arriero.engine.processors import processors_of
 from arriero.engine.sampling import Draw, sample
 from arriero.engine.scheduler import Scheduler
+from arriero.engine.scoring import score
 from arriero.errors import InvalidRequest, Overloaded
 from arriero.runners.scripted import ScriptedRunner
 
@@ -36,7 +39,11 @@ class PrefixRunner(ScriptedRunner):
 
     def step(self, rows):
         super().step(rows)
-        wanted = [self._slots[row.slot].tokens for row in rows if row.want is Want.LAST]
+        wanted = []
+        for row in rows:
+            tokens = self._slots[row.slot].tokens
+            first = {Want.ALL: row.position + 1, Want.LAST: len(tokens), Want.NOTHING: len(tokens) + 1}[row.want]
+            wanted += [tokens[:end] for end in range(first, len(tokens) + 1)]
         return np.array([logits_after(tokens) for tokens in wanted]).reshape(-1, VOCAB_SIZE)
 
     def num_held(self) -> int:
@@ -61,21 +68,54 @@ def constraint_of(request):
     return EnoughOf(int(request.stop_strings[0])) if request.stop_strings else None
 
 
+def scored_alone(request: GenerationRequest) -> dict[str, list]:
+    """What is told of prompts, by definition."""
+    if request.prompt_logprobs is None:
+        return {}
+    scored = [
+        (None, *(score(logits_after(prompt[:place]), prompt[place], 2) for place in range(1, len(prompt))))
+        for prompt in map(list, request.prompts)
+    ]
+    return {f"prompt {place}": [PromptScored(place, scores)] for place, scores in enumerate(scored)}
+
+
+def searched_alone(request: GenerationRequest) -> dict[int, list]:
+    """What a beam search gives that keeps no keys and values."""
+    answers = defaultdict(list)
+    for prompt, tokens in enumerate(request.prompts):
+        search = BeamSearch(request, prompt, constraint_of(request), processors_of(request, tokens))
+        while not search.decided:
+            logits = np.stack([logits_after(beam.tokens) for beam in search.beams])
+            rows = {beam.place: row for row, beam in enumerate(search.beams)}
+            search.take(search.candidates(logits, rows))
+        for event in search.events():
+            answers[event.index].append(event)
+    return answers
+
+
 @functools.cache
-def alone(request: GenerationRequest) -> dict[int, list]:
-    """What every choice gets, token by token, with no scheduler and no slots."""
-    answers = {}
-    for index in range(len(request.prompts) * request.num_choices):
+def alone(request: GenerationRequest) -> dict:
+    """What every prompt and every choice gets, token by token, with no scheduler and no slots."""
+    answers = scored_alone(request)
+    num_choices = len(request.prompts) * request.num_choices
+    if request.max_tokens == 0:
+        return answers | {index: [Finished(index, "length", 0)] for index in range(num_choices)}
+    if request.beams and request.beams.num_beams > 1:
+        return answers | searched_alone(request)
+    for index in range(num_choices):
         prompt = request.prompts[index // request.num_choices]
         constraint = constraint_of(request)
+        processors = processors_of(request, prompt)
         tokens, events, reason = list(prompt), [], None
         while not reason:
-            draw = Draw(0, request.sampling, index, len(tokens))
-            tokens += sample(logits_after(tokens)[None], [draw])
+            draw = Draw(0, request.sampling, index, len(tokens), processors, tokens)
+            logits = logits_after(tokens)
+            tokens = tokens + sample(logits[None], [draw])
             if tokens[-1] in request.end_token_ids:
                 reason = "stop"
                 continue
-            events.append(Token(index, tokens[-1]))
+            logprob = None if request.logprobs is None else score(logits, tokens[-1], request.logprobs)
+            events.append(Token(index, tokens[-1], logprob))
             if constraint and constraint.accept(tokens[-1]):
                 reason = "stop"
             elif len(tokens) == len(prompt) + request.max_tokens:
@@ -90,11 +130,29 @@ requests = st.builds(
     prompts=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=30).map(tuple), min_size=1, max_size=3).map(
         tuple
     ),
-    max_tokens=st.integers(1, 12),
+    max_tokens=st.integers(0, 12),
     num_choices=st.sampled_from([1, 1, 1, 2, 3]),
     sampling=st.builds(
-        Sampling, temperature=st.sampled_from([0.0, 0.7, 1.0]), top_k=st.sampled_from([0, 5]), seed=st.integers(0, 3)
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.7, 1.0]),
+        top_k=st.sampled_from([0, 5]),
+        repetition_penalty=st.sampled_from([1.0, 1.0, 1.5]),
+        frequency_penalty=st.sampled_from([0.0, 0.0, 1.5]),
+        no_repeat_ngram_size=st.sampled_from([0, 0, 1, 2]),
+        seed=st.integers(0, 3),
     ),
+    beams=st.one_of(
+        st.none(),
+        st.none(),
+        st.builds(
+            Beams,
+            num_beams=st.integers(3, 4),
+            length_penalty=st.sampled_from([1.0, 0.0, -1.0]),
+            early_stopping=st.sampled_from([False, True, "never"]),
+        ),
+    ),
+    logprobs=st.sampled_from([None, None, 0, 3]),
+    prompt_logprobs=st.sampled_from([None, None, 2]),
     end_token_ids=st.sampled_from([frozenset(), frozenset({END}), frozenset({END, 1, 2})]),
     stop_strings=st.sampled_from([(), (), ("3",), ("7",)]),
 )
@@ -131,8 +189,9 @@ class Engine(RuleBasedStateMachine):
         try:
             group = self.scheduler.submit(request, constraint_of(request))
         except InvalidRequest:
-            num_choices = len(request.prompts) * request.num_choices
-            reserved = request.num_choices * sum(len(prompt) + request.max_tokens for prompt in request.prompts)
+            each = request.beams.num_beams if request.beams else request.num_choices
+            num_choices = len(request.prompts) * each
+            reserved = each * sum(len(prompt) + request.max_tokens for prompt in request.prompts)
             longest = max(len(prompt) for prompt in request.prompts) + request.max_tokens
             assert num_choices > self.runner.info.num_slots or reserved > self.budget or longest > CONTEXT
         except Overloaded:
@@ -175,11 +234,20 @@ class Engine(RuleBasedStateMachine):
             return
         self.check_step(step)
         meanwhile()
-        self.decoding = {sequence for sequence in step.drawing if not sequence.finished}
+        drawing = [*step.drawing, *(beam for first in step.expansions for beam in first.group.family(first.prompt))]
+        drawing = [sequence for sequence in drawing if not sequence.finished]
         for group, event in self.scheduler.update(step, execute(self.runner, step)):
             assert group in self.groups
-            self.events[group][event.index].append(event)
-        self.decoding = {sequence for sequence in self.decoding if not sequence.finished}
+            heard = self.events[group]
+            scored = isinstance(event, PromptScored)
+            heard[f"prompt {event.prompt}" if scored else event.index].append(event)
+            if not scored and group.request.prompt_logprobs is not None:
+                assert f"prompt {event.index // group.request.num_choices}" in heard
+        self.decoding = {
+            sequence
+            for sequence in drawing
+            if not sequence.finished and sequence.num_computed_tokens < len(sequence.tokens)
+        }
         for group in [group for group in self.groups if group.num_unfinished == 0]:
             self.groups.remove(group)
             self.check_answer(group)
@@ -188,7 +256,7 @@ class Engine(RuleBasedStateMachine):
     def check_step(self, step):
         rows: list[Row] = step.rows
         # Who has begun to speak has one token in every step.
-        assert self.decoding <= set(step.drawing)
+        assert self.decoding <= set(step.sequences)
         reading = [
             (len(row.tokens), sequence.num_prompt_tokens)
             for row, sequence in zip(rows, step.sequences, strict=True)
@@ -202,7 +270,8 @@ class Engine(RuleBasedStateMachine):
             sequence
             for group in self.groups
             for sequence in group.sequences
-            if sequence.slot >= 0 and not sequence.leader and sequence.num_sampled_tokens == 0
+            if sequence.slot >= 0 and not sequence.leader and not sequence.finished
+            if sequence.num_computed_tokens < sequence.num_prompt_tokens
         ]
         assert not unread or unread[0] in step.sequences
         # Nobody is let in before somebody who came earlier.

@@ -10,7 +10,13 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 FILE = Path(__file__).with_suffix(".json")
 
@@ -31,6 +37,12 @@ PARAMETERS = [
     {"temperature": 0.7, "top_k": 40, "top_p": 0.95},
     {"temperature": 1.2, "top_k": 12, "top_p": 0.8, "min_p": 0.1},
     {"temperature": 1.4, "top_p": 0.9, "min_p": 0.02},
+    {"temperature": 1.0, "typical_p": 0.001},
+    {"temperature": 1.0, "typical_p": 0.2},
+    {"temperature": 0.5, "typical_p": 0.7},
+    {"temperature": 2.5, "typical_p": 0.95},
+    {"temperature": 1.1, "top_k": 30, "typical_p": 0.5},
+    {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.6},
 ]
 
 
@@ -51,6 +63,8 @@ def filtered(logits: list[float], parameters: dict[str, float]) -> torch.Tensor:
         scores = TopPLogitsWarper(parameters["top_p"])(None, scores)
     if "min_p" in parameters:
         scores = MinPLogitsWarper(parameters["min_p"])(None, scores)
+    if "typical_p" in parameters:
+        scores = TypicalLogitsWarper(parameters["typical_p"])(None, scores)
     return scores.softmax(dim=-1)[0]
 
 

@@ -126,38 +126,42 @@ def _uniform(bits: np.random.PCG64, count: int) -> NDArray[np.float32]:
     return ((bits.random_raw(count) >> 40).astype(np.float64) / 2**23 - 1).astype(np.float32)
 
 
-def make() -> dict[str, NDArray[np.float32]]:
-    """The file's contents, by transformers in float32."""
+def transformers_model(config: DecoderConfig) -> Any:
+    """The `random_checkpoint` of a configuration as a `LlamaForCausalLM` in float32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.norm_epsilon,
+            rope_parameters={"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_embeddings,
+            attention_bias=config.attention_bias,
+            mlp_bias=config.mlp_bias,
+        )
+    ).eval()
+    tensors = random_checkpoint(config).tensors
+    missing, unexpected = model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
+    assert missing == (["lm_head.weight"] if config.tie_embeddings else []), missing
+    assert not unexpected, unexpected
+    return model
+
+
+def make() -> dict[str, NDArray[np.float32]]:
+    """The file's contents, by transformers in float32."""
+    import torch
+
     result = {}
     for name, config in CASES.items():
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                max_position_embeddings=config.context,
-                rms_norm_eps=config.norm_epsilon,
-                rope_parameters={
-                    "rope_type": "default",
-                    **(config.rope_scaling or {}),
-                    "rope_theta": config.rope_theta,
-                },
-                tie_word_embeddings=config.tie_embeddings,
-                attention_bias=config.attention_bias,
-                mlp_bias=config.mlp_bias,
-            )
-        ).eval()
-        tensors = random_checkpoint(config).tensors
-        missing, unexpected = model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
-        assert missing == (["lm_head.weight"] if config.tie_embeddings else []), missing
-        assert not unexpected, unexpected
+        model = transformers_model(config)
         with torch.inference_mode():
             rows = [model(torch.tensor([prompt])).logits[0, kept(len(prompt))].numpy() for prompt in prompts(config)]
         result[f"{name}.logits"] = np.concatenate(rows)

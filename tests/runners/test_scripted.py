@@ -110,3 +110,12 @@ def test_a_breach_changes_nothing():
     with pytest.raises(ValueError):
         runner.step([Row(0, [5], 0), Row(1, [5], 7)])
     assert said(runner, [5, 6]) == [5, 6]
+
+
+def test_a_prompt_of_which_all_logits_are_wanted_ends_with_its_last_row():
+    runner = make()
+    first = runner.step([Row(0, [5, 6, 7], 0, Want.ALL)])
+    assert first.argmax(axis=1).tolist()[:2] == [6, 7]
+    second = runner.step([Row(0, [8, 9], 3, Want.ALL)])
+    assert second.argmax(axis=1).tolist() == [9, 5]
+    assert runner.step([Row(0, [5], 5)]).argmax(axis=1).tolist() == [6]

@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arriero.errors import InvalidRequest, ModelLoadError
@@ -113,6 +113,7 @@ def controls(template: ChatTemplate, tokenizer: Tokenizer, messages: list[dict[s
     return [id for id in template.encode(messages) if id in ids]
 
 
+@settings(deadline=None)
 @given(hostile, hostile)
 def test_control_tokens_come_from_the_template_only(tokenizers, templates, question, answer):
     messages = [*user(question), {"role": "assistant", "content": answer}, *user(question + answer)]
@@ -123,6 +124,7 @@ def test_control_tokens_come_from_the_template_only(tokenizers, templates, quest
             assert controls(template, tokenizer, messages) == controls(template, tokenizer, harmless), name
 
 
+@settings(deadline=None)
 @given(st.lists(hostile, min_size=1, max_size=4))
 def test_parts_of_a_message_do_not_join_to_a_control_token(tokenizers, templates, texts):
     messages = user([{"type": "text", "text": text} for text in texts])
@@ -131,6 +133,7 @@ def test_parts_of_a_message_do_not_join_to_a_control_token(tokenizers, templates
         assert controls(template, tokenizers[name], messages) == controls(template, tokenizers[name], harmless), name
 
 
+@settings(deadline=None)
 @given(hostile)
 def test_typed_control_tokens_stay_the_text_they_are(tokenizers, templates, content):
     # Vocabularies that neither change nor add white space.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -127,3 +128,45 @@ def test_a_forked_constraint_is_independent(vocabularies):
     fork = constraint.copy()
     assert constraint.accept(one[-1])
     assert not fork.accept(other[-1])
+
+
+@given(letters, st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.lists(st.integers(0, 30), max_size=8))
+@example("abab", ["ba", "bab", "ab"], [1, 2, 3])
+def test_the_stop_string_itself_may_be_kept(text, stop_strings, cuts):
+    machine = StopMachine(stop_strings, include_stop_string=True)
+    places = [(text.find(stop), len(stop)) for stop in stop_strings if stop in text]
+    expected = text[: sum(min(places))] if places else text
+    assert run(machine, pieces(text, cuts)) == expected
+
+
+@given(letters, st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.integers(0, 30))
+@example("aaaa", ["aaa"], 3)
+def test_stop_strings_that_are_complete_too_early_are_text(text, stop_strings, least):
+    """Only those that end after so many characters stop; they may begin before."""
+    machine = StopMachine(stop_strings)
+    parts = [machine.add(character, may_stop=place >= least) for place, character in enumerate(text, start=1)]
+    ends = [
+        (start, start + len(stop))
+        for stop in stop_strings
+        for start in range(len(text))
+        if text.startswith(stop, start) and start + len(stop) >= max(least, 1)
+    ]
+    assert "".join([*parts, machine.flush()]) == text[: min(ends)[0] if ends else len(text)]
+
+
+def test_a_choice_has_its_least_tokens_before_a_stop_string_ends_it(vocabularies):
+    tokenizer = load_tokenizer(vocabularies["smollm-like"])
+    ids = tokenizer.encode("abababab", add_special_tokens=False)
+    constraint = stop_constraints(tokenizer)(replace(request("b"), min_tokens=len(ids)))
+    assert constraint is not None
+    fork = constraint.copy()
+    assert [constraint.accept(id) for id in ids] == [False] * (len(ids) - 1) + [True]
+    assert [fork.accept(id) for id in ids] == [False] * (len(ids) - 1) + [True]
+
+
+def test_special_tokens_count_as_text_where_they_are_shown(vocabularies):
+    tokenizer = load_tokenizer(vocabularies["smollm-like"])
+    for skipped in (True, False):
+        constraint = stop_constraints(tokenizer)(replace(request("<|im_start|>"), skip_special_tokens=skipped))
+        assert constraint is not None
+        assert constraint.accept(3) is not skipped

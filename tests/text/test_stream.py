@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arriero.core import Event, Finished, GenerationRequest, Token
+from arriero.core import Event, Finished, GenerationRequest, Logprob, PromptScored, Token
 from arriero.errors import EngineDied
 from arriero.models.tokenizer import Tokenizer, load_tokenizer
 from arriero.text.stop import stop_constraints
@@ -73,19 +73,18 @@ def test_streams_together_are_the_decoded_texts_cut_at_stop_strings(tokenizer, a
         assert endings[index] == Ended(index, reason, len(tokens_of(tokenizer, answer)), 3)
 
 
-@given(texts, stops)
-def test_engine_and_stream_stop_at_the_same_token(tokenizer, answer, stop_strings):
-    request = GenerationRequest(id="1", prompts=((1,),), max_tokens=99, stop_strings=tuple(stop_strings))
+@given(texts, stops, st.integers(0, 8), st.booleans())
+def test_engine_and_stream_stop_at_the_same_token(tokenizer, answer, stop_strings, min_tokens, included):
+    request = GenerationRequest(
+        id="1", prompts=((1,),), max_tokens=99, min_tokens=min_tokens, stop_strings=tuple(stop_strings)
+    )
+    options = {"stop_strings": stop_strings, "min_tokens": min_tokens, "include_stop_string": included}
     constraint = stop_constraints(tokenizer)(request)
     tokens = tokens_of(tokenizer, answer)
     told = [constraint.accept(id) for id in tokens] if constraint else []
     taken = tokens[: told.index(True) + 1] if True in told else tokens
-    whole = asyncio.run(
-        collect([[Token(0, id)] for id in tokens] + [[Finished(0, "length", 1)]], tokenizer, stop_strings=stop_strings)
-    )
-    cut_short = asyncio.run(
-        collect([[Token(0, id) for id in taken], [Finished(0, "length", 1)]], tokenizer, stop_strings=stop_strings)
-    )
+    whole = asyncio.run(collect([[Token(0, id)] for id in tokens] + [[Finished(0, "length", 1)]], tokenizer, **options))
+    cut_short = asyncio.run(collect([[Token(0, id) for id in taken], [Finished(0, "length", 1)]], tokenizer, **options))
     assert whole == cut_short
 
 
@@ -113,6 +112,67 @@ async def test_special_tokens_are_no_text_unless_asked_for(tokenizer):
     batches: list[list[Event]] = [[Token(0, 3), *(Token(0, id) for id in tokens_of(tokenizer, "a"))]]
     assert (await collect(batches, tokenizer))[0] == {0: "a"}
     assert (await collect(batches, tokenizer, skip_special_tokens=False))[0] == {0: "<|im_start|>a"}
+
+
+@given(texts, stops, st.booleans(), st.randoms(use_true_random=False))
+def test_every_token_is_told_with_the_text_that_shows_it(tokenizer, answer, stop_strings, included, draw):
+    """In order, once, never before its text, and none that belongs to a stop string alone."""
+    ids = tokens_of(tokenizer, answer)
+    events: list[Event] = [Token(0, id, Logprob(-float(place))) for place, id in enumerate(ids)]
+    batches: list[list[Event]] = []
+    while events:
+        size = draw.randint(1, 3)
+        batches.append(events[:size])
+        events = events[size:]
+    options = {"stop_strings": stop_strings, "include_stop_string": included}
+
+    async def read():
+        stream = stream_text(replay([*batches, [Finished(0, "length", len(ids))]]), tokenizer, **options)
+        return [item async for items in stream for item in items if isinstance(item, Delta)]
+
+    deltas = asyncio.run(read())
+    told = [logprob.value for delta in deltas for _, logprob in delta.tokens]
+    assert told == [-float(place) for place in range(len(told))]
+    text, seen = "", b""
+    for delta in deltas:
+        text += delta.text
+        seen += b"".join(tokenizer.token_bytes(id) for id, _ in delta.tokens)
+        if delta is not deltas[-1]:
+            assert text.encode().startswith(seen)
+    shown = len(text.encode())
+    starts = [sum(len(tokenizer.token_bytes(id)) for id in ids[:place]) for place in range(len(ids))]
+    if len(text) < len(answer):
+        assert len(told) >= sum(start < shown for start in starts) - 3  # the bytes of one character begin together
+        assert all(start <= shown for start in starts[: len(told)])
+    else:
+        assert len(told) == len(ids)
+
+
+async def test_a_held_token_travels_with_the_delta_that_shows_it(tokenizer):
+    ids = tokens_of(tokenizer, "aST🤷")
+    logprobs = [Logprob(-float(place)) for place in range(len(ids))]
+    events = [[Token(0, id, logprob)] for id, logprob in zip(ids, logprobs, strict=True)]
+    stream = stream_text(replay(events), tokenizer, stop_strings=["STOP"])
+    items = [items async for items in stream]
+    assert "".join(item.text for (item,) in items) == "aST🤷"
+    assert [pair for (item,) in items for pair in item.tokens] == list(zip(ids, logprobs, strict=True))
+    assert all(item.text and item.tokens for (item,) in items)
+
+
+async def test_scored_prompts_come_before_all_else(tokenizer):
+    scored = PromptScored(0, (None, Logprob(-1.0)))
+    token = tokens_of(tokenizer, "a")[0]
+    items = [items async for items in stream_text(replay([[Token(0, token), scored]]), tokenizer)]
+    assert items == [[scored, Delta(0, "a")]]
+
+
+async def test_a_kept_stop_string_is_the_end_of_the_text(tokenizer):
+    batches = [[Token(0, id)] for id in tokens_of(tokenizer, "one STOP two")]
+    got, endings = await collect(
+        [*batches, [Finished(0, "length", 9)]], tokenizer, stop_strings=["STOP"], include_stop_string=True
+    )
+    assert got == {0: "one STOP"}
+    assert endings[0].reason == "stop"
 
 
 class Source:

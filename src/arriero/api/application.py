@@ -14,6 +14,7 @@ from arriero.api.health import health_routes
 from arriero.api.models import model_routes
 from arriero.api.parameters import ChatParameters, CompletionParameters
 from arriero.api.schemas import ChatCompletionChunk
+from arriero.api.tokens import DetokenizeParameters, TokenizeParameters, token_routes
 from arriero.errors import ArrieroError
 from arriero.pool import Pool
 from arriero.wire.errors import INVALID_REQUEST, error_answer, error_body
@@ -33,10 +34,15 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     )
     app.include_router(chat_routes(pool, delivery))
     app.include_router(completion_routes(pool, delivery))
+    app.include_router(token_routes(pool, delivery))
     app.include_router(model_routes(pool))
     app.include_router(health_routes(pool))
     app.include_router(documentation_routes(app.title))
-    document(app, taken=[ChatParameters, CompletionParameters], given=[ChatCompletionChunk])
+    document(
+        app,
+        taken=[ChatParameters, CompletionParameters, TokenizeParameters, DetokenizeParameters],
+        given=[ChatCompletionChunk],
+    )
     app.add_exception_handler(ArrieroError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from arriero.api.parameters import refusals
+from arriero.api.objects import Ignored, marks
 from arriero.errors import InvalidRequest
 from arriero.wire.errors import BodyTooLarge, UnsupportedMediaType
 
@@ -41,8 +41,17 @@ _JSON_TYPES = {
 _LONGEST_QUOTE = 64
 
 
-async def read_parameters(request: Request, kind: type[Parameters], limit: int) -> tuple[Parameters, list[str]]:
-    """The body as `kind`, and the names of the keys that nobody knows.
+async def read_parameters(
+    request: Request,
+    kind: type[Parameters],
+    limit: int,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    plain_messages: bool = False,
+) -> tuple[Parameters, list[str]]:
+    """The body as `kind`, and the names of what in it has no effect: keys that nobody knows, and marked ones.
+
+    `defaults` stand for what the body leaves out; with `plain_messages` a string is one message, the user's.
 
     Raises:
         UnsupportedMediaType: the body is not declared to be JSON.
@@ -56,6 +65,9 @@ async def read_parameters(request: Request, kind: type[Parameters], limit: int) 
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_JSON_TYPES[type(value)]}.")
+    value = {**(defaults or {}), **{name: each for name, each in value.items() if each is not None}}
+    if plain_messages and isinstance(value.get("messages"), str):
+        value["messages"] = [{"role": "user", "content": value["messages"]}]
     try:
         parameters = kind.model_validate(value)
     except ValidationError as error:
@@ -84,7 +96,7 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 def _examine(value: Any, path: str = "") -> Iterator[str]:
-    """Yields the dotted paths of unknown keys; raises for what is refused."""
+    """Yields the dotted paths of what has no effect; raises for what is refused."""
     if isinstance(value, list):
         for index, each in enumerate(value):
             if isinstance(each, BaseModel):
@@ -92,13 +104,17 @@ def _examine(value: Any, path: str = "") -> Iterator[str]:
     if not isinstance(value, BaseModel):
         return
     given = value.model_fields_set
-    for name, mark in refusals(type(value)).items():
-        if name in given and getattr(value, name) not in mark.neutral:
-            raise InvalidRequest(
-                f"Unsupported parameter: '{path}{name}' is not supported by this server.",
-                param=path + name,
-                code="unsupported_parameter",
-            )
+    for name, mark in marks(type(value)).items():
+        if name not in given or getattr(value, name) in mark.neutral:
+            continue
+        if isinstance(mark, Ignored):
+            yield path + name
+            continue
+        raise InvalidRequest(
+            f"Unsupported parameter: '{path}{name}' is not supported by this server.",
+            param=path + name,
+            code="unsupported_parameter",
+        )
     for name in type(value).model_fields:
         if name in given:
             yield from _examine(getattr(value, name), f"{path}{name}.")

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
-from arriero.api.generation import (
-    Choice,
-    Delivery,
-    Usage,
-    apart_if_long,
-    chunk_envelope,
-    generation_request,
-    respond,
-)
-from arriero.api.parameters import ChatParameters, Message, TextPart
+from arriero.api.generation import Delivery, apart_if_long, find_model, respond
+from arriero.api.logprobs import chat_logprobs, prompt_table
+from arriero.api.messages import template_fields
+from arriero.api.parameters import ChatParameters
+from arriero.api.profile import Profile
+from arriero.api.request import Conversation, check, generation_request, without_effect
 from arriero.api.schemas import ChatCompletion, ChatCompletionChunk
-from arriero.core import FinishReason
+from arriero.api.shape import Choice, Shape, Usage
+from arriero.core import FinishReason, GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
-from arriero.wire.headers import new_id
-from arriero.wire.sse import event
+from arriero.text.stream import Delta, ScoredToken
 
 SERVICE_TIER = "default"
 
@@ -33,113 +28,140 @@ SERVICE_TIER = "default"
 def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of chat completions, for the models of `pool`."""
     routes = APIRouter(tags=["Chat"])
+    profile, limits = delivery.profile, delivery.limits
+    name = pool.list()[0].name
+    defaults = {**profile.chat_defaults, **({"model": name} if profile.alpaca else {})}
 
     documentation = describe_generation(
         ChatParameters,
         ChatCompletion,
         ChatCompletionChunk,
-        model=pool.list()[0].name,
+        model=name,
         messages=[{"role": "user", "content": "Tell me a joke."}],
     )
 
     @routes.post("/v1/chat/completions", **documentation)
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
-        parameters, ignored = await read_parameters(request, ChatParameters, delivery.body_limit)
-        model = pool.get(parameters.model)
+        parameters, ignored = await read_parameters(
+            request, ChatParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
+        )
+        model = find_model(pool, parameters.model, profile, ignored)
+        check(parameters, limits)
+        messages = template_fields(parameters.messages)
         generation = generation_request(
             model,
             parameters,
-            [await _encode(model, parameters.messages)],
-            id=new_id("chatcmpl-"),
-            max_tokens=_max_tokens(parameters),
+            [await encode_chat(model, parameters, messages)],
+            id=profile.new_id("chatcmpl-"),
+            max_tokens=parameters.max_tokens if parameters.max_tokens is not None else parameters.max_completion_tokens,
+            default_max_tokens=profile.chat_tokens,
+            limits=limits,
             param="messages",
         )
-        shape = _ChatShape(generation.id, model, parameters.include_usage)
+        shape = _ChatShape(profile, model, generation, parameters, messages)
+        ignored += without_effect(parameters)
         return await respond(request, model, generation, shape, parameters, ignored, delivery)
 
     return routes
 
 
-def _max_tokens(parameters: ChatParameters) -> int | None:
-    if parameters.max_tokens is not None and parameters.max_completion_tokens is not None:
-        raise InvalidRequest(
-            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.", param="max_tokens"
-        )
-    return parameters.max_completion_tokens or parameters.max_tokens
-
-
-async def _encode(model: ServedModel, messages: Sequence[Message]) -> list[int]:
+async def encode_chat(model: ServedModel, parameters: Conversation, messages: Sequence[dict[str, str]]) -> list[int]:
+    """The prompt that the model's template makes of `messages`; raises `InvalidRequest` where it cannot."""
     template = model.template
     if template is None:
         raise InvalidRequest(
             f"The model '{model.name}' has no chat template; use /v1/completions instead.", param="model"
         )
-    conversation = [_for_template(index, message) for index, message in enumerate(messages)]
-    if not template.knows_developers:
-        for message in conversation:
-            message["role"] = "system" if message["role"] == "developer" else message["role"]
-    size = sum(len(message["content"]) for message in conversation)
-    return await apart_if_long(size, lambda: template.encode(conversation, add_generation_prompt=True))
+    developer = "developer" if template.knows_developers else "system"
+    conversation = [
+        {**message, "role": developer if message["role"] == "developer" else message["role"]} for message in messages
+    ]
+    goes_on = parameters.continue_final_message
+    opens = not goes_on if parameters.add_generation_prompt is None else parameters.add_generation_prompt
+    return await apart_if_long(
+        sum(len(message["content"]) for message in conversation),
+        lambda: template.encode(
+            conversation,
+            add_generation_prompt=opens,
+            continue_final_message=goes_on,
+            **parameters.chat_template_kwargs,
+        ),
+    )
 
 
-def _for_template(index: int, message: Message) -> dict[str, str]:
-    if message.content is None:
-        raise InvalidRequest(
-            f"Missing required parameter: 'messages.{index}.content'.",
-            param=f"messages.{index}.content",
-            code="missing_required_parameter",
+class _ChatShape(Shape):
+    """Chat completions and their chunks; Alpaca's choices begin with the conversation."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        model: ServedModel,
+        generation: GenerationRequest,
+        parameters: ChatParameters,
+        messages: Sequence[dict[str, str]],
+    ) -> None:
+        super().__init__(
+            profile,
+            model,
+            id=generation.id,
+            object="chat.completion.chunk" if parameters.stream else "chat.completion",
+            include_usage=parameters.include_usage,
+            service_tier=SERVICE_TIER,
         )
-    given = {"role": message.role, "content": _text(message.content)}
-    if message.name is not None:
-        given["name"] = message.name
-    if message.tool_call_id is not None:
-        given["tool_call_id"] = message.tool_call_id
-    return given
+        self._tokenizer = model.tokenizer
+        self._prompt = generation.prompts[0]
+        self._parameters = parameters
+        self._conversation = messages if profile.alpaca else []
+        self._more: dict[str, Any] = {}
 
-
-def _text(content: str | list[TextPart]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
-
-
-class _ChatShape:
-    """Chat completions and their chunks."""
-
-    def __init__(self, id: str, model: ServedModel, include_usage: bool) -> None:
-        self._fields = {
-            "id": id,
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": model.name,
-            "service_tier": SERVICE_TIER,
-            "system_fingerprint": model.fingerprint,
-        }
-        self._head, self._tail = chunk_envelope(self._fields, include_usage)
-        self._after_text = b'},"logprobs":null,"finish_reason":null}' + self._tail
+    def score(self, scored: PromptScored) -> None:
+        """Take the prompt's log-probabilities."""
+        alternatives = self._parameters.prompt_logprobs
+        assert alternatives is not None
+        self._more["prompt_logprobs"] = prompt_table(self._tokenizer, self._prompt, scored.logprobs, alternatives)
 
     def opening(self, index: int) -> bytes:
-        delta = b'{"index":%d,"delta":{"role":"assistant","content":"","refusal":null' % index
-        return event(self._head + delta + self._after_text)
+        """The event that tells who speaks."""
+        said = {"role": "assistant", "content": ""} | ({} if self._terse else {"refusal": None})
+        return self._event(self._answer(index, {"delta": said}))
 
-    def delta(self, index: int, text: str) -> bytes:
-        delta = b'{"index":%d,"delta":{"content":%b' % (index, orjson.dumps(text))
-        return event(self._head + delta + self._after_text)
+    def delta(self, delta: Delta) -> bytes:
+        """More of the message."""
+        return self._event(self._answer(delta.index, {"delta": {"content": delta.text}}, delta.tokens))
 
     def closing(self, index: int, reason: FinishReason) -> bytes:
-        choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % (index, reason.encode())
-        return event(self._head + choice + self._tail)
-
-    def usage(self, usage: Usage) -> bytes:
-        return event(orjson.dumps(self._fields | {"choices": [], "usage": usage.json()}))
+        """The event that tells why the message ended."""
+        return b"" if self._terse else self._event(self._answer(index, {"delta": {}}, reason=reason))
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        answers: list[object] = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
-                "logprobs": None,
-                "finish_reason": choice.reason,
-            }
+        """The answer in one piece."""
+        said = [
+            self._choice(index, {"message": {"role": message["role"], "content": message["content"]}})
+            for index, message in enumerate(self._conversation)
+        ]
+        others: dict[str, Any] = {} if self._terse else {"refusal": None, "annotations": []}
+        answers = [
+            self._answer(
+                index,
+                {"message": {"role": "assistant", "content": choice.text, **others}},
+                choice.tokens,
+                choice.reason,
+                whole=True,
+            )
             for index, choice in enumerate(choices)
         ]
-        return orjson.dumps(self._fields | {"object": "chat.completion", "choices": answers, "usage": usage.json()})
+        return self._body(said + answers, usage, **self._more)
+
+    def _answer(
+        self,
+        index: int,
+        said: dict[str, Any],
+        tokens: Sequence[ScoredToken] = (),
+        reason: FinishReason | None = None,
+        whole: bool = False,
+    ) -> dict[str, Any]:
+        alternatives = self._parameters.alternatives
+        wanted = alternatives is not None and (tokens or whole)
+        logprobs = chat_logprobs(self._tokenizer, tokens, alternatives or 0) if wanted else None
+        return self._choice(len(self._conversation) + index, said, logprobs, reason)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
-from arriero.api.generation import (
-    Choice,
-    Delivery,
-    Usage,
-    apart_if_long,
-    chunk_envelope,
-    generation_request,
-    respond,
-)
+from arriero.api.generation import Delivery, apart_if_long, find_model, respond
+from arriero.api.logprobs import AnswerOffsets, TextLogprobs, prompt_table, prompt_text_logprobs
 from arriero.api.parameters import CompletionParameters
+from arriero.api.profile import Profile
+from arriero.api.request import check, generation_request, without_effect
 from arriero.api.schemas import Completion
-from arriero.core import FinishReason
+from arriero.api.shape import Choice, Shape, Usage
+from arriero.core import FinishReason, GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
 from arriero.models.tokenizer import Tokenizer
 from arriero.pool import Pool, ServedModel
-from arriero.wire.headers import new_id
-from arriero.wire.sse import event
-
-DEFAULT_MAX_TOKENS = 4096
+from arriero.text import alpaca
+from arriero.text.infill import Infill, infill_of
+from arriero.text.stream import Delta, ScoredToken
 
 Prompt = str | list[int]
 
@@ -36,36 +31,56 @@ Prompt = str | list[int]
 def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of text completions, for the models of `pool`."""
     routes = APIRouter(tags=["Completions"])
+    profile, limits = delivery.profile, delivery.limits
+    name = pool.list()[0].name
+    defaults = {**profile.completion_defaults, **({"model": name} if profile.alpaca else {})}
 
     documentation = describe_generation(
-        CompletionParameters,
-        Completion,
-        Completion,
-        model=pool.list()[0].name,
-        prompt="Once upon a time",
-        max_tokens=32,
+        CompletionParameters, Completion, Completion, model=name, prompt="Once upon a time", max_tokens=32
     )
 
     @routes.post("/v1/completions", **documentation)
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
-        parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit)
-        model = pool.get(parameters.model)
+        parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, defaults)
+        model = find_model(pool, parameters.model, profile, ignored)
+        check(parameters, limits)
+        infill = _infill(model, parameters)
         prompts = _prompts(parameters)
-        size = sum(map(len, prompts))
+        if profile.alpaca and not infill:
+            prompts = [alpaca.instruction(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        size = sum(map(len, prompts)) + len(parameters.suffix)
         generation = generation_request(
             model,
             parameters,
-            await apart_if_long(size, lambda: [_encode(model.tokenizer, prompt) for prompt in prompts]),
-            id=new_id("cmpl-"),
+            await apart_if_long(
+                size, lambda: [_encode(model.tokenizer, prompt, infill, parameters.suffix) for prompt in prompts]
+            ),
+            id=profile.new_id("cmpl-"),
             max_tokens=parameters.max_tokens,
-            default_max_tokens=DEFAULT_MAX_TOKENS,
+            default_max_tokens=profile.completion_tokens,
+            limits=limits,
             param="prompt",
+            end_token_ids=infill.end_token_ids if infill else frozenset(),
         )
-        shape = _CompletionShape(generation.id, model, parameters.include_usage)
-        return await respond(request, model, generation, shape, parameters, ignored, delivery)
+        generation, ending = _with_ending(generation)
+        shape = _CompletionShape(profile, model, generation, parameters, prompts)
+        ignored += without_effect(parameters)
+        return await respond(request, model, generation, shape, parameters, ignored, delivery, ending)
 
     return routes
+
+
+def _with_ending(generation: GenerationRequest) -> tuple[GenerationRequest, frozenset[int]]:
+    """The request, and the end tokens that it is to show instead of ending with them.
+
+    Who asks for one scored token, as lm-evaluation-harness does, wants it even if it ends the answer; the engine
+    tells nothing of a token that does.
+    """
+    one = generation.max_tokens == 1 and generation.min_tokens == 0
+    if generation.logprobs is None or generation.beams or not one:
+        return generation, frozenset()
+    return replace(generation, end_token_ids=frozenset()), generation.end_token_ids
 
 
 def _prompts(parameters: CompletionParameters) -> list[Prompt]:
@@ -77,14 +92,30 @@ def _prompts(parameters: CompletionParameters) -> list[Prompt]:
     return prompt  # type: ignore[return-value]  # its elements are all of the first one's type
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def _infill(model: ServedModel, parameters: CompletionParameters) -> Infill | None:
+    """How to fill in before the suffix; None where there is no suffix."""
+    if not parameters.suffix:
+        return None
+    infill = infill_of(model.tokenizer)
+    if infill is None:
+        raise InvalidRequest(
+            f"Unsupported parameter: 'suffix'; the model '{model.name}' was not trained to fill in the middle.",
+            param="suffix",
+            code="unsupported_parameter",
+        )
+    return infill
+
+
+def _encode(tokenizer: Tokenizer, prompt: Prompt, infill: Infill | None, suffix: str) -> list[int]:
+    if isinstance(prompt, list) and (not prompt or min(prompt) < 0 or max(prompt) >= tokenizer.vocab_size):
+        raise InvalidRequest(
+            f"Invalid 'prompt': expected token ids from 0 to {tokenizer.vocab_size - 1}, at least one.",
+            param="prompt",
+            code="invalid_value",
+        )
+    if infill:
+        return infill.encode(prompt, suffix)
     if isinstance(prompt, list):
-        if not prompt or min(prompt) < 0 or max(prompt) >= tokenizer.vocab_size:
-            raise InvalidRequest(
-                f"Invalid 'prompt': expected token ids from 0 to {tokenizer.vocab_size - 1}, at least one.",
-                param="prompt",
-                code="invalid_value",
-            )
         return prompt
     return tokenizer.encode(prompt) or [_document_start(tokenizer)]
 
@@ -98,37 +129,87 @@ def _document_start(tokenizer: Tokenizer) -> int:
     raise InvalidRequest("This model cannot answer an empty prompt.", param="prompt", code="invalid_value")
 
 
-class _CompletionShape:
+class _CompletionShape(Shape):
     """Text completions; a chunk of a stream has the shape of the whole."""
 
-    def __init__(self, id: str, model: ServedModel, include_usage: bool) -> None:
-        self._fields = {
-            "id": id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model.name,
-            "system_fingerprint": model.fingerprint,
-        }
-        self._head, self._tail = chunk_envelope(self._fields, include_usage)
-        self._after_text = b',"logprobs":null,"finish_reason":null}' + self._tail
+    def __init__(
+        self,
+        profile: Profile,
+        model: ServedModel,
+        generation: GenerationRequest,
+        parameters: CompletionParameters,
+        prompts: Sequence[Prompt],
+    ) -> None:
+        super().__init__(
+            profile,
+            model,
+            id=generation.id,
+            object="text_completion",
+            include_usage=parameters.include_usage,
+        )
+        self._tokenizer = model.tokenizer
+        self._parameters = parameters
+        self._generation = generation
+        self._texts = [
+            prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special_tokens=False)
+            for prompt in (prompts if parameters.echo or parameters.logprobs is not None else ())
+        ]
+        """Of each prompt, where it is echoed or its length counts."""
+        self._scores: dict[int, PromptScored] = {}
+        self._offsets: dict[int, AnswerOffsets] = {}
+
+    def score(self, scored: PromptScored) -> None:
+        """Take a prompt's log-probabilities."""
+        self._scores[scored.prompt] = scored
 
     def opening(self, index: int) -> bytes:
-        return b""
+        """The event that echoes the prompt."""
+        if not self._parameters.echo:
+            return b""
+        text, logprobs = self._echo(index)
+        return self._event(self._choice(index, {"text": text}, logprobs))
 
-    def delta(self, index: int, text: str) -> bytes:
-        choice = b'{"index":%d,"text":%b' % (index, orjson.dumps(text))
-        return event(self._head + choice + self._after_text)
+    def delta(self, delta: Delta) -> bytes:
+        """More of the text."""
+        logprobs = self._logprobs(delta.index, delta.tokens) if delta.tokens else None
+        return self._event(self._choice(delta.index, {"text": delta.text}, logprobs))
 
     def closing(self, index: int, reason: FinishReason) -> bytes:
-        choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":"%b"}' % (index, reason.encode())
-        return event(self._head + choice + self._tail)
-
-    def usage(self, usage: Usage) -> bytes:
-        return event(orjson.dumps(self._fields | {"choices": [], "usage": usage.json()}))
+        """The event that tells why the text ended."""
+        return b"" if self._terse else self._event(self._choice(index, {"text": ""}, reason=reason))
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        answers: list[object] = [
-            {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.reason}
-            for index, choice in enumerate(choices)
-        ]
-        return orjson.dumps(self._fields | {"choices": answers, "usage": usage.json()})
+        """The answer in one piece."""
+        return self._body([self._whole(index, choice) for index, choice in enumerate(choices)], usage)
+
+    def _whole(self, index: int, choice: Choice) -> dict[str, Any]:
+        echoed, prompt_logprobs = self._echo(index) if self._parameters.echo else ("", None)
+        logprobs = self._logprobs(index, choice.tokens)
+        if logprobs is not None and prompt_logprobs is not None:
+            logprobs = {name: prompt_logprobs[name] + values for name, values in logprobs.items()}
+        said: dict[str, Any] = {"text": echoed + choice.text}
+        if self._parameters.prompt_logprobs is not None:
+            scores = self._scores[index // self._parameters.n]
+            prompt = self._generation.prompts[scores.prompt]
+            said["prompt_logprobs"] = prompt_table(
+                self._tokenizer, prompt, scores.logprobs, self._parameters.prompt_logprobs
+            )
+        return self._choice(index, said, logprobs, choice.reason)
+
+    def _echo(self, index: int) -> tuple[str, TextLogprobs | None]:
+        prompt = index // self._parameters.n
+        text, alternatives = self._texts[prompt], self._parameters.logprobs
+        if alternatives is None:
+            return text, None
+        tokens, scores = self._generation.prompts[prompt], self._scores[prompt].logprobs
+        return text, prompt_text_logprobs(self._tokenizer, tokens, text, scores, alternatives)
+
+    def _logprobs(self, index: int, tokens: Sequence[ScoredToken]) -> TextLogprobs | None:
+        alternatives = self._parameters.logprobs
+        if alternatives is None:
+            return None
+        if index not in self._offsets:
+            start = len(self._texts[index // self._parameters.n])
+            skips = self._parameters.skip_special_tokens
+            self._offsets[index] = AnswerOffsets(self._tokenizer, alternatives, start, skips)
+        return self._offsets[index].add(tokens)

@@ -32,17 +32,27 @@ _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/cs
 def describe_generation(
     parameters: type[GenerationParameters], answer: type[BaseModel], chunk: type[BaseModel], **example: Any
 ) -> dict[str, Any]:
+    """What FastAPI is to document of a route whose answer may be a stream of chunks; otherwise as `describe`."""
+    described = describe(parameters, answer, **example)
+    stream = {"schema": {"$ref": _SCHEMA.format(model=chunk.__name__)}}
+    described["responses"][200] |= {
+        "description": "The answer, or the stream of its parts.",
+        "content": {"text/event-stream": stream},
+    }
+    return described
+
+
+def describe(parameters: type[BaseModel], answer: type[BaseModel], **example: Any) -> dict[str, Any]:
     """What FastAPI is to document of a route that reads its body and writes its answer by itself.
 
     `example` is a body to try.
     """
-    stream = {"schema": {"$ref": _SCHEMA.format(model=chunk.__name__)}}
-    headers = {IGNORED: {"description": "Parameters that nobody knows.", "schema": {"type": "string"}}}
-    success = {"model": answer, "headers": headers, "content": {"text/event-stream": stream}}
+    headers = {IGNORED: {"description": "Parameters that have no effect here.", "schema": {"type": "string"}}}
+    success = {"model": answer, "headers": headers, "description": "The answer."}
     schema = {"$ref": _SCHEMA.format(model=parameters.__name__)}
     body = {"application/json": {"schema": schema, "example": example}}
     return {
-        "responses": {200: success | {"description": "The answer, or the stream of its parts."}, **ERRORS},
+        "responses": {200: success, **ERRORS},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
 

@@ -7,10 +7,14 @@ from typing import Any
 from fastapi import APIRouter
 
 from arriero.api.documentation import ERRORS
+from arriero.api.parameters import Parameter, table
 from arriero.api.schemas import Model, ModelList
 from arriero.pool import Pool, ServedModel
+from arriero.text.infill import infill_of
 
 OWNER = "arriero"
+_ENDPOINTS = {"chat/completions": "chat", "completions": "completion"}
+"""Endpoints, and the capability that a model needs for each."""
 
 
 def model_routes(pool: Pool) -> APIRouter:
@@ -31,11 +35,24 @@ def model_routes(pool: Pool) -> APIRouter:
 
 
 def _describe(model: ServedModel) -> dict[str, Any]:
+    infills = infill_of(model.tokenizer) is not None
+    capabilities = [*model.card.tasks, *(["infill"] if infills else [])]
+
+    def usable(parameter: Parameter) -> bool:
+        return parameter.name != "suffix" or infills
+
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": OWNER,
+        "context_length": model.engine.context,
+        "capabilities": capabilities,
+        "supported_parameters": {
+            endpoint: [row.name for row in table() if endpoint in row.endpoints and row.mark is None and usable(row)]
+            for endpoint in _ENDPOINTS
+            if _ENDPOINTS[endpoint] in capabilities
+        },
         "card": {
             "context": model.engine.context,
             "parameters": model.card.parameters,

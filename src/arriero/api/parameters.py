@@ -1,79 +1,30 @@
 """Every request parameter of both endpoints, declared once: type, range, default, meaning, and whether it is honoured.
 
-Names, types and ranges are those of the OpenAI reference (the request types of `openai` 3.54); `top_k`, `min_p`,
-`ignore_eos` and the ones that the table calls extensions come from elsewhere. Null means the same as leaving
-a parameter out. What is not implemented is marked `Refused`; a key that is not declared here is unknown,
-tolerated and reported (see `arriero.api.body`).
+Names, types and ranges are those of the OpenAI reference (the request types of `openai` 3.54); the ones that are
+called extensions come from vLLM, LangPort and transformers. Null means the same as leaving a parameter out. What
+is not implemented is marked `Refused`, what changes no answer `Ignored`; a key that is not declared here is
+unknown, tolerated and reported (see `arriero.api.body`). `arriero.api.limits` has the operator's limits.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, WrapValidator, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Marks a parameter that is known and not implemented: anything but null and the neutral values is an error."""
-
-    neutral: tuple[Any, ...] = ()
-    """Values that ask for nothing, so that passing them on has no meaning."""
-
-
-def refused(*neutral: Any) -> Refused:
-    """A mark for a parameter that is refused unless it is null or one of `neutral`."""
-    return Refused(neutral)
-
-
-@cache
-def refusals(model: type[BaseModel]) -> dict[str, Refused]:
-    """The fields of `model` that are marked, with their marks."""
-    return {
-        name: mark for name, field in model.model_fields.items() for mark in field.metadata if isinstance(mark, Refused)
-    }
-
-
-def _describe_refusals(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    for name, mark in refusals(model).items():
-        values = ", ".join(json.dumps(value) for value in (None, *mark.neutral))
-        schema["properties"][name]["description"] += f" Refused: only {values} pass."
-
-
-class JSONObject(BaseModel):
-    """An object of a request: strict about types, null is absence, unknown keys are kept to be reported."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="allow",
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        json_schema_extra=_describe_refusals,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
-
+from arriero.api.messages import Message
+from arriero.api.objects import Ignored, JSONObject, Refused, ignored, marks, refused
 
 StopString = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
+
+_TOKEN_ID = re.compile("[0-9]{1,10}")
+_MOST_LABELS, _LONGEST_KEY, _LONGEST_LABEL = 16, 64, 512
 
 
 class StreamOptions(JSONObject):
@@ -90,13 +41,12 @@ class StreamOptions(JSONObject):
 class GenerationParameters(JSONObject):
     """What chat and text completions share."""
 
-    model: str = Field(description="Id of the model, as `GET /v1/models` lists it.")
-    max_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens that an answer may have at most. Left out: what the context has left, "
-        "for text completions no more than 4096.",
+    model: str = Field(description="Id of the model, as `GET /v1/models` lists it. Profile alpaca: any, or none.")
+    min_tokens: int = Field(
+        0, ge=0, description="Tokens that an answer must have at least: before, nothing ends it. An extension."
     )
+    n: int = Field(1, ge=1, description="Answers to each prompt.")
+
     temperature: float = Field(1.0, ge=0, le=2, description="Randomness of sampling; 0 is greedy.")
     top_p: float = Field(
         1.0, ge=0, le=1, description="Sample from the smallest set of tokens whose probabilities sum to this."
@@ -105,35 +55,79 @@ class GenerationParameters(JSONObject):
     min_p: float = Field(
         0.0, ge=0, le=1, description="Leave out tokens less probable than this times the best. An extension."
     )
+    typical_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Sample from the tokens whose surprise is nearest to the expected one, up to this mass. An "
+        "extension.",
+    )
+    do_sample: bool = Field(True, description="False: as temperature 0, greedy or beam search. An extension.")
     seed: int | None = Field(
         None, ge=-(2**63), le=2**63 - 1, description="Makes the answer repeatable. Left out: a random one."
     )
+
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="Divide the logits of tokens that prompt or answer have already by this, multiply them where they "
+        "are negative. An extension.",
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Lower the logits of tokens that the answer has already by this."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Lower the logits of tokens by this, once for each time the answer has them."
+    )
+    no_repeat_ngram_size: int = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="No sequence of this many tokens occurs twice in prompt and answer; 0: they may. An extension.",
+    )
+    logit_bias: dict[str, float] = Field(
+        {}, description="Token id to a number from -100 to 100 that is added to its logit."
+    )
+
+    num_beams: int = Field(
+        1,
+        ge=1,
+        description="Search for the most probable answers with this many beams, and return the `n` best; beam-sample "
+        "unless `temperature` is 0 or `do_sample` false. Streamed when decided. An extension.",
+    )
+    length_penalty: float = Field(
+        1.0,
+        ge=-10,
+        le=10,
+        description="A beam's score is its sum of log-probabilities over its length to the power of this. An "
+        "extension.",
+    )
+    early_stopping: bool | Literal["never"] = Field(
+        False,
+        description="When a beam search ends: once it has `num_beams` answers (true), when better ones are improbable "
+        '(false), or impossible ("never"). An extension.',
+    )
+
     stop: StopString | Annotated[list[StopString], Field(max_length=4, fail_fast=True)] = Field(
         [], description="Up to 4 strings that end the answer; they are no part of it."
     )
-    n: int = Field(1, ge=1, le=128, description="Answers to each prompt.")
+    stop_token_ids: TokenIds = Field([], description="Tokens that end the answer too. An extension.")
+    ignore_eos: bool = Field(False, description="Go on after an end-of-sequence token. An extension.")
+    include_stop_str_in_output: bool = Field(
+        False, description="Let the answer end with the stop string that ended it. An extension."
+    )
+    skip_special_tokens: bool = Field(True, description="False: show special tokens in the text. An extension.")
+
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        description="Return the log-probability of each prompt token, and of so many alternatives. Not streamed. An "
+        "extension.",
+    )
     stream: bool = Field(False, description="Send the answer as server-sent events while it is generated.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream: true`.")
-    ignore_eos: bool = Field(False, description="Go on after an end-of-sequence token. An extension.")
-    user: str | None = Field(None, description="Any name for the end user; it has no effect on the answer.")
-
-    frequency_penalty: Annotated[float, refused(0)] = Field(
-        0.0, ge=-2, le=2, description="Lower the chance of tokens by how often the answer has them already."
-    )
-    presence_penalty: Annotated[float, refused(0)] = Field(
-        0.0, ge=-2, le=2, description="Lower the chance of tokens that the answer has already."
-    )
-    logit_bias: Annotated[dict[str, float], refused({})] = Field(
-        {}, description="Token id to a number from -100 to 100 that is added to its logit."
-    )
-    min_tokens: Annotated[int, refused(0)] = Field(
-        0, ge=0, description="Tokens that an answer must have at least. An extension."
-    )
-    repetition_penalty: Annotated[float, refused(1)] = Field(
-        1.0, gt=0, description="Divide the logits of tokens that are there already. An extension."
-    )
-    num_beams: Annotated[int, refused(1)] = Field(1, ge=1, description="Beams of a beam search. An extension.")
-    do_sample: Annotated[bool, refused(True)] = Field(True, description="False: greedy or beam search. An extension.")
+    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
 
     @field_validator("stream_options")
     @classmethod
@@ -142,75 +136,106 @@ class GenerationParameters(JSONObject):
             raise PydanticCustomError("stream_options", "it is only allowed when 'stream' is true")
         return value
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_logit_bias(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(_TOKEN_ID.fullmatch(key) for key in value):
+            raise PydanticCustomError("logit_bias", "expected token ids as keys")
+        if not all(-100 <= bias <= 100 for bias in value.values()):
+            raise PydanticCustomError("logit_bias", "expected values >= -100 and <= 100")
+        return value
+
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the request's usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def num_candidates(self) -> int:
+        """Answers to generate to each prompt, of which `n` are returned."""
+        return self.n
 
-class TextPart(JSONObject):
-    """A piece of a message's content; only text is understood."""
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to report beside each token; None: no log-probabilities at all."""
+        return None
 
-    type: Literal["text"] = Field(description="Kind of the part.")
-    text: str = Field(description="The text.")
-    prompt_cache_breakpoint: Annotated[Any, refused()] = Field(None, description="Where a reusable prefix ends.")
-
-
-class Message(JSONObject):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who says it.")
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = Field(
-        None, description="What is said: a string, or text parts, which are joined by line breaks."
-    )
-    name: str | None = Field(None, description="The speaker's name, given to the chat template.")
-    tool_call_id: str | None = Field(None, description="For role `tool`: given to the chat template.")
-    tool_calls: Annotated[list[Any], refused([])] = Field([], description="Tools that the assistant called.")
-    function_call: Annotated[Any, refused()] = Field(None, description="Deprecated form of `tool_calls`.")
-    refusal: Annotated[str | None, refused("")] = Field(None, description="The assistant's refusal.")
-    audio: Annotated[Any, refused()] = Field(None, description="An earlier answer in audio.")
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """The same for the prompt."""
+        return self.prompt_logprobs
 
 
 class ChatParameters(GenerationParameters):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
-        min_length=1, description="The conversation so far."
+        min_length=1, description="The conversation so far. Profile alpaca: also a string, what the user says."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens that an answer may have at most. Left out: as many as fit."
     )
     max_completion_tokens: int | None = Field(None, ge=1, description="The new name of `max_tokens`.")
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="End the prompt with what begins an assistant's message; left out: unless the last message is "
+        "continued. An extension.",
+    )
+    continue_final_message: bool = Field(False, description="The answer goes on with the last message. An extension.")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="Variables for the chat template. An extension.")
+    logprobs: bool = Field(False, description="Return the log-probability of each token.")
+    top_logprobs: int = Field(0, ge=0, description="And of so many alternatives to it; only with `logprobs: true`.")
 
     audio: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Voice and format of audio output.")
     function_call: Annotated[str | dict[str, Any], refused("none", "auto")] = Field(
         "none", description="Deprecated form of `tool_choice`."
     )
     functions: Annotated[list[Any], refused([])] = Field([], description="Deprecated form of `tools`.")
-    logprobs: Annotated[bool, refused(False)] = Field(False, description="Return log probabilities.")
-    metadata: Annotated[dict[str, Any], refused({})] = Field({}, description="Labels for stored answers.")
+    metadata: Annotated[dict[str, str], ignored({})] = Field(
+        {}, description="Up to 16 labels of stored answers, of which there are none."
+    )
     modalities: Annotated[list[str], refused(["text"])] = Field(["text"], description="Kinds of output.")
     moderation: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Moderate input and output.")
-    parallel_tool_calls: bool = Field(True, description="Without tools, which are refused, it asks for nothing.")
+    parallel_tool_calls: Annotated[bool, ignored(True)] = Field(True, description="How to call tools.")
     prediction: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Text expected in the answer.")
-    prompt_cache_key: Annotated[str | None, refused("")] = Field(None, description="Groups requests for caching.")
-    prompt_cache_options: Annotated[dict[str, Any], refused({}, {"mode": "implicit"})] = Field(
+    prompt_cache_key: Annotated[str | None, ignored("")] = Field(None, description="Groups requests for caching.")
+    prompt_cache_options: Annotated[dict[str, Any], ignored({}, {"mode": "implicit"})] = Field(
         {}, description="How prompts are cached."
     )
-    prompt_cache_retention: Annotated[str, refused("in_memory")] = Field(
-        "in_memory", description="How long prompts are cached."
+    prompt_cache_retention: Annotated[Literal["in_memory", "in-memory", "24h"], ignored("in_memory", "in-memory")] = (
+        Field("in_memory", description="How long prompts are cached.")
     )
     reasoning_effort: Annotated[str, refused("none")] = Field("none", description="How much to think before answering.")
     response_format: Annotated[dict[str, Any], refused({"type": "text"})] = Field(
         {"type": "text"}, description="Force JSON, or JSON of a schema."
     )
-    safety_identifier: Annotated[str | None, refused("")] = Field(None, description="Identifies the end user.")
-    service_tier: Annotated[str, refused("auto", "default")] = Field("auto", description="Class of service.")
+    safety_identifier: Annotated[str | None, ignored("")] = Field(None, description="Identifies the end user.")
+    service_tier: Annotated[
+        Literal["auto", "default", "flex", "scale", "priority", "fast"], ignored("auto", "default")
+    ] = Field("auto", description="Class of service; there is one, and the answer says so: `default`.")
     store: Annotated[bool, refused(False)] = Field(False, description="Keep the answer for later retrieval.")
     tool_choice: Annotated[str | dict[str, Any], refused("none", "auto")] = Field(
         "none", description="Which tool is to be called."
     )
     tools: Annotated[list[Any], refused([])] = Field([], description="Tools that the model may call.")
-    top_logprobs: Annotated[int, refused(0)] = Field(0, ge=0, le=20, description="Alternatives at each position.")
     verbosity: Annotated[str, refused("medium")] = Field("medium", description="How long answers should be.")
     web_search_options: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Search the web.")
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > _MOST_LABELS:
+            raise PydanticCustomError("metadata", f"expected at most {_MOST_LABELS} labels")
+        if any(len(key) > _LONGEST_KEY or len(label) > _LONGEST_LABEL for key, label in value.items()):
+            raise PydanticCustomError(
+                "metadata", f"expected keys of at most {_LONGEST_KEY} characters and labels of {_LONGEST_LABEL}"
+            )
+        return value
+
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to report beside each token; None: no log-probabilities at all."""
+        return self.top_logprobs if self.logprobs else None
 
 
 def _check_prompt(value: Any, handler: Callable[[Any], Any]) -> Any:
@@ -231,11 +256,39 @@ class CompletionParameters(GenerationParameters):
         str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
         WrapValidator(_check_prompt),
     ] = Field("", description="One prompt or several, each as text or as token ids. Left out: a new document.")
+    suffix: str = Field(
+        "", description="What comes after the answer; only for models that were trained to fill in the middle."
+    )
+    max_tokens: int | None = Field(
+        None, ge=0, description="Tokens that an answer may have at most; fewer where the context is full, if left out."
+    )
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=20,
+        description="Generate so many answers, return the `n` of the highest mean log-probability; left out: `n`. Not "
+        "streamed.",
+    )
+    echo: bool = Field(False, description="Give the prompt back before the answer.")
+    logprobs: int | None = Field(
+        None, ge=0, description="Return the log-probability of each token, and of so many alternatives."
+    )
 
-    best_of: Annotated[int, refused(1)] = Field(1, ge=1, le=20, description="Answers of which the best `n` are kept.")
-    echo: Annotated[bool, refused(False)] = Field(False, description="Give the prompt back before the answer.")
-    logprobs: Annotated[int | None, refused()] = Field(None, ge=0, le=5, description="Return log probabilities.")
-    suffix: Annotated[str, refused("")] = Field("", description="What comes after the answer.")
+    @property
+    def num_candidates(self) -> int:
+        """Answers to generate to each prompt, of which `n` are returned."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to report beside each token; None: no log-probabilities at all."""
+        return self.logprobs
+
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """The same for the prompt: with `echo` it is part of the answer."""
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((each for each in wanted if each is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +299,15 @@ class Parameter:
     endpoints: tuple[str, ...]
     field: FieldInfo
     """Type, range, default and meaning."""
-    refusal: Refused | None
-    """Not implemented, but for these values."""
+    mark: Refused | Ignored | None
+    """Not implemented, or without effect, but for these values."""
 
 
 def table() -> Iterator[Parameter]:
     """Every parameter of the two endpoints once, by name; one that differs between them once for each."""
     shared = GenerationParameters.model_fields.keys()
     rows = [
-        Parameter(name, endpoints, field, refusals(model).get(name))
+        Parameter(name, endpoints, field, marks(model).get(name))
         for model, names, endpoints in (
             (GenerationParameters, shared, ("chat/completions", "completions")),
             (ChatParameters, ChatParameters.model_fields.keys() - shared, ("chat/completions",)),

@@ -47,12 +47,44 @@ class AnswerMessage(BaseModel):
     annotations: list[Any]
 
 
+class TopLogprob(BaseModel):
+    """How probable a token was, by the model's own distribution."""
+
+    token: str
+    logprob: float = Field(description="Natural logarithm of its probability; -9999 stands for anything less.")
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The same of a token of the answer, and of others in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of a message."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class RankedLogprob(BaseModel):
+    """How probable a token of the prompt was."""
+
+    logprob: float
+    rank: int | None = Field(description="1 for the most probable; null below the alternatives asked for.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, RankedLogprob] | None]
+
+
 class ChatChoice(BaseModel):
     """One of the `n` answers."""
 
     index: int
     message: AnswerMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
 
@@ -67,6 +99,7 @@ class ChatCompletion(BaseModel):
     usage: Usage
     service_tier: Literal["default"]
     system_fingerprint: str
+    prompt_logprobs: PromptLogprobs | None = Field(None, description="By token id; where asked for.")
 
 
 class ChoiceDelta(BaseModel):
@@ -82,7 +115,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: ChoiceDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
 
 
@@ -99,13 +132,23 @@ class ChatCompletionChunk(BaseModel):
     system_fingerprint: str
 
 
+class TextLogprobs(BaseModel):
+    """Log-probabilities of a text; one element a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="Null for a prompt's first token, which nothing precedes.")
+    top_logprobs: list[dict[str, float] | None] = Field(description="Alternatives by text, and the token itself.")
+    text_offset: list[int] = Field(description="Where a token begins in prompt and answer together, in characters.")
+
+
 class CompletionChoice(BaseModel):
     """One continuation; that of prompt p and answer k has index p * n + k."""
 
     index: int
     text: str
-    logprobs: None
+    logprobs: TextLogprobs | None
     finish_reason: FinishReason | None = Field(description="Null only in a stream, until the choice is complete.")
+    prompt_logprobs: PromptLogprobs | None = Field(None, description="By token id; where asked for.")
 
 
 class Completion(BaseModel):
@@ -127,6 +170,9 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int = Field(description="Seconds since the epoch.")
     owned_by: str
+    context_length: int = Field(description="Tokens that a prompt and its answer may have together.")
+    capabilities: list[str] = Field(description="What it can be asked for.")
+    supported_parameters: dict[str, list[str]] = Field(description="By endpoint: parameters that have an effect.")
     card: dict[str, str | int | bool] = Field(description="What is particular to this server's copy of the model.")
 
 
@@ -135,6 +181,21 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[Model]
+
+
+class Tokenized(BaseModel):
+    """A text in tokens."""
+
+    count: int
+    max_model_len: int = Field(description="Tokens that a prompt and its answer may have together.")
+    tokens: list[int]
+    token_strs: list[str] | None = Field(description="What each token reads, where asked for.")
+
+
+class Detokenized(BaseModel):
+    """Tokens in text."""
+
+    prompt: str
 
 
 class Health(BaseModel):

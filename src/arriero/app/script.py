@@ -5,6 +5,7 @@ Tokenizer, template, engine and runner are the real ones; only what the runner p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -91,7 +92,7 @@ def scripted_model(settings: Settings) -> ServedModel:
         engine=LocalEngine(runner, constraints=stop_constraints(tokenizer), max_queue=settings.max_queue),
         tokenizer=tokenizer,
         template=ChatTemplate(_TEMPLATE, tokenizer),
-        fingerprint=f"fp_{NAME}_{__version__}",
+        fingerprint=f"fp_{NAME}_{hashlib.sha256(repr((__version__, rules)).encode()).hexdigest()[:10]}",
     )
 
 

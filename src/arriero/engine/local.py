@@ -12,22 +12,51 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
 
-from arriero.core import ConstraintFactory, EngineStats, Event, Finished, GenerationRequest, Runner, RunnerInfo
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.core import ConstraintFactory, EngineStats, Event, Finished, GenerationRequest, Logprob, Runner, RunnerInfo
+from arriero.engine.beams import Candidate
 from arriero.engine.sampling import sample
-from arriero.engine.scheduler import Scheduler, Step
-from arriero.engine.sequence import Group
+from arriero.engine.scheduler import Scheduler
+from arriero.engine.scoring import score
+from arriero.engine.sequence import Group, Sequence
+from arriero.engine.step import Results, Scoring, Step
 from arriero.errors import ArrieroError, EngineDied, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
 
-def execute(runner: Runner, step: Step) -> list[int]:
-    """Let the runner do what a step says; the tokens drawn, one for each of its draws."""
+def execute(runner: Runner, step: Step) -> Results:
+    """Let the runner do what a step says, and make of its logits what the step wants."""
     if step.copies:
         runner.copy(step.copies)
     for slot in step.frees:
         runner.free(slot)
-    return sample(runner.step(step.rows), step.draws) if step.rows else []
+    if not step.rows:
+        return Results()
+    logits = runner.step(step.rows)
+    tokens = sample(logits, step.draws)
+    return Results(
+        tokens,
+        {
+            place: score(logits[draw.row], token, draw.logprobs)
+            for place, (draw, token) in enumerate(zip(step.draws, tokens, strict=True))
+            if draw.logprobs is not None
+        },
+        [_score_prompt(logits, scoring) for scoring in step.scorings],
+        [_candidates(logits, first, rows) for first, rows in step.expansions.items()],
+    )
+
+
+def _score_prompt(logits: NDArray[np.float32], scoring: Scoring) -> list[Logprob]:
+    num_top = scoring.sequence.group.request.prompt_logprobs or 0
+    return [score(logits[row], token, num_top) for row, token in enumerate(scoring.tokens, scoring.first_row)]
+
+
+def _candidates(logits: NDArray[np.float32], first: Sequence, rows: dict[int, int]) -> list[Candidate]:
+    assert first.search
+    return first.search.candidates(logits, rows)
 
 
 class _Stream:
@@ -184,7 +213,7 @@ class LocalEngine:
                 raise EngineDied("The engine is closed." if self._closing else "The engine is not started.")
             group = self._scheduler.submit(request, constraint)
             self._changed.notify()
-        stream = self._streams[group] = _Stream(len(group.sequences))
+        stream = self._streams[group] = _Stream(group.num_choices)
         self._idle.clear()
         return group, stream
 
@@ -248,9 +277,9 @@ class LocalEngine:
             return None
 
     def _advance(self, scheduler: Scheduler, runner: Runner, step: Step) -> None:
-        tokens = execute(runner, step)
+        results = execute(runner, step)
         with self._changed:
-            events = scheduler.update(step, tokens)
+            events = scheduler.update(step, results)
         if events:
             self._post(self._deliver, events)
 

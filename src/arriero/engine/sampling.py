@@ -1,15 +1,15 @@
 """From logits to the next tokens.
 
-Greedy rows are one argmax over the batch. A row that draws is worked on by itself, in arrays of its own: that
-alone makes its result independent of its neighbours, and a row of logits stays in the processor's cache, which
-is faster than passing over the whole batch once for every operation.
+Every row is worked on by itself, in arrays of its own: that alone makes its result independent of its neighbours,
+and a row of logits stays in the processor's cache, which is faster than passing over the whole batch once for every
+operation. A greedy row costs one argmax, and what others ask for costs it nothing.
 
 What a row draws is fixed by the request's seed, the choice's index and the token's position, and by nothing
 else (`uniform`), so a request gives the same answer alone or in a crowd, today and after a restart.
 
-The filters keep what transformers' warpers keep, in its order: temperature, top_k, top_p, min_p. Where tokens
-tie, top_k keeps every token as probable as the k-th (as transformers does) and top_p prefers the smaller id
-(transformers leaves it to its sort). Nothing sorts the whole vocabulary.
+The filters keep what transformers' warpers keep, in its order: temperature, top_k, top_p, min_p,
+typical_p. Where tokens tie, top_k and typical_p keep all that equal the last one kept (as transformers does) and
+top_p prefers the smaller id (transformers leaves it to its sort). Nothing sorts the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.core import Sampling
+from arriero.engine import processors
+from arriero.engine.processors import Processors
 from arriero.errors import EngineDied, InvalidRequest
 
 BLOCK = 64
@@ -43,10 +45,15 @@ class Draw(NamedTuple):
     """The choice's index in its request."""
     position: int
     """The token's place in the sequence, the prompt included."""
+    processors: Processors | None = None
+    tokens: Sequence[int] = ()
+    """Prompt and answer so far, for the processors."""
+    logprobs: int | None = None
+    """How many of the most probable tokens to report beside the drawn one, if anything."""
 
 
 def check(sampling: Sampling) -> None:
-    """Refuse what no filter can mean, before it reaches a batch.
+    """Refuse what no processor or filter can mean, before it reaches a batch.
 
     Raises:
         InvalidRequest: naming the parameter.
@@ -59,6 +66,9 @@ def check(sampling: Sampling) -> None:
         raise InvalidRequest("top_p must be between 0 and 1.", param="top_p")
     if not 0 <= sampling.min_p <= 1:
         raise InvalidRequest("min_p must be between 0 and 1.", param="min_p")
+    if not 0 < sampling.typical_p <= 1:
+        raise InvalidRequest("typical_p must be above 0 and at most 1.", param="typical_p")
+    processors.check(sampling)
 
 
 def sample(logits: NDArray[np.float32], draws: Sequence[Draw]) -> list[int]:
@@ -70,21 +80,7 @@ def sample(logits: NDArray[np.float32], draws: Sequence[Draw]) -> list[int]:
     Raises:
         EngineDied: a row that is drawn from holds NaN or +inf, or nothing but -inf; no token would mean anything.
     """
-    if not draws:
-        return []
-    best = logits.argmax(axis=1)  # NaN counts as the largest, so looking at the peaks finds it
-    peaks = logits[np.arange(len(best)), best]
-    if not np.isfinite(peaks).all() and not np.isfinite(peaks[[draw.row for draw in draws]]).all():
-        raise EngineDied("The model computed logits that are not finite.")
-    tokens: list[int] = best.tolist()
-    return [
-        tokens[draw.row]
-        if draw.sampling.temperature == 0
-        else _draw(
-            logits[draw.row], peaks[draw.row], draw.sampling, uniform(draw.sampling.seed, draw.choice, draw.position)
-        )
-        for draw in draws
-    ]
+    return [_choose(logits[draw.row], draw) for draw in draws]
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -98,6 +94,12 @@ def uniform(seed: int, choice: int, position: int) -> float:
     return (_mix(stream + (position + 1) * GOLDEN) >> 11) * 2.0**-53
 
 
+def uniforms(seed: int, choice: int, position: int, count: int) -> list[float]:
+    """Several such numbers for one place, from the sequence that starts with what decides a single draw."""
+    start = _mix(_mix(_mix(seed) + (choice + 1) * GOLDEN) + (position + 1) * GOLDEN)
+    return [(_mix(start + (place + 1) * GOLDEN) >> 11) * 2.0**-53 for place in range(count)]
+
+
 def distribution(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """What is left of one row after temperature and filters: token ids, ascending, and their weights.
 
@@ -107,10 +109,41 @@ def distribution(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArr
     return np.arange(len(weights)) if ids is None else ids, weights
 
 
-def _draw(logits: NDArray[np.float32], peak: np.float32, sampling: Sampling, uniform: float) -> int:
-    ids, weights = _filter(logits, peak, sampling)
-    place = _invert(weights, uniform)
+def keep(logits: NDArray[np.float32], sampling: Sampling, least: int) -> NDArray[np.intp]:
+    """The token ids, ascending, that temperature and filters leave of a row, each filter at least `least`."""
+    ids, weights = _filter(logits, logits.max(), sampling, least)
+    return np.arange(len(weights)) if ids is None else ids
+
+
+def _choose(logits: NDArray[np.float32], draw: Draw) -> int:
+    if draw.processors:
+        logits = draw.processors.apply(logits, draw.tokens)
+    best = finite_peak(logits)
+    if draw.sampling.temperature == 0:
+        return best
+    ids, weights = _filter(logits, logits[best], draw.sampling)
+    place = _invert(weights, uniform(draw.sampling.seed, draw.choice, draw.position))
     return place if ids is None else int(ids[place])
+
+
+def finite_peak(logits: NDArray[np.float32]) -> int:
+    """Where a row has its largest value, the smallest id among equals; raises `EngineDied` when it is not finite."""
+    best = int(logits.argmax())  # NaN counts as the largest, so looking at the peak finds it
+    if not math.isfinite(logits[best]):
+        raise EngineDied("The model computed logits that are not finite.")
+    return best
+
+
+def draw_distinct(weights: NDArray[np.float32], uniforms: Sequence[float]) -> list[int]:
+    """Places drawn one after another without replacement, one for each number in [0, 1) while there is weight left."""
+    weights = weights.copy()
+    places: list[int] = []
+    for number in uniforms:
+        if not weights.any():
+            break
+        places.append(_invert(weights, number))
+        weights[places[-1]] = 0
+    return places
 
 
 def _invert(weights: NDArray[np.float32], uniform: float) -> int:
@@ -138,24 +171,27 @@ def _first_above(cumulative: NDArray[np.float64], target: float) -> int:
 
 
 def _filter(
-    logits: NDArray[np.float32], peak: np.float32, sampling: Sampling
+    logits: NDArray[np.float32], peak: np.float32, sampling: Sampling, least: int = 1
 ) -> tuple[NDArray[np.intp] | None, NDArray[np.float32]]:
-    """The ids that pass, ascending (None when all do), and their weights."""
+    """The ids that pass, ascending (None when all do), and their weights. Every filter lets `least` tokens pass."""
     ids: NDArray[np.intp] | None = None
-    if 0 < sampling.top_k < len(logits):  # dividing by a temperature would keep the order, so this may go first
-        ids = _largest(logits, sampling.top_k)
+    if sampling.top_k > 0 and max(sampling.top_k, least) < len(logits):
+        ids = largest(logits, max(sampling.top_k, least))  # a temperature keeps the order, so this may go first
         logits = logits[ids]
     weights: NDArray[np.float32] = np.exp((logits - peak) / np.float32(max(sampling.temperature, COLDEST)))
     if sampling.top_p < 1:
-        kept = _nucleus(weights, sampling.top_p)
+        kept = _nucleus(weights, sampling.top_p, least)
         ids, weights = kept if ids is None else ids[kept], weights[kept]
     if sampling.min_p > 0:
-        kept = np.flatnonzero(weights >= np.float32(sampling.min_p))  # the best one's weight is 1
+        kept = _probable(weights, sampling.min_p, least)
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
+    if sampling.typical_p < 1:
+        kept = _typical(weights, sampling.typical_p, least)
         ids, weights = kept if ids is None else ids[kept], weights[kept]
     return ids, weights
 
 
-def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Places, ascending, of the `count` largest values and of all that equal the last of them."""
     candidates: NDArray[np.intp] = np.arange(len(values))
     if count * BLOCK <= len(values):
@@ -167,24 +203,58 @@ def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     return passing
 
 
-def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
-    """Places, ascending, of the fewest largest weights that make up `top_p` of the sum; at least one.
+def _nucleus(weights: NDArray[np.float32], top_p: float, least: int) -> NDArray[np.intp]:
+    """Places, ascending, of the fewest largest weights that make up `top_p` of the sum; at least `least`."""
+    return np.sort(_leading(~weights.view(np.uint32), weights, top_p, least))
 
-    Weights are not negative, so their bits sort as they do: the leading twelve put them into bins, eight to an
-    octave, and only the bin in which the sum is reached needs sorting.
+
+def _probable(weights: NDArray[np.float32], min_p: float, least: int) -> NDArray[np.intp]:
+    """Places, ascending, of the weights that reach `min_p` times the largest, which is 1; at least `least`."""
+    kept = np.flatnonzero(weights >= np.float32(min_p))
+    return kept if len(kept) >= least else np.sort(_first(~weights.view(np.uint32), least))
+
+
+def _typical(weights: NDArray[np.float32], typical_p: float, least: int) -> NDArray[np.intp]:
+    """Places, ascending, of the weights whose surprise is nearest to the expected one, up to `typical_p` of the sum.
+
+    A surprise is a negative logarithm; the sum of weights moves both it and its expectation alike. At least `least`
+    weights, and all that are as near as the last of them.
     """
-    bins = weights.view(np.uint32) >> 20
-    from_top = np.bincount(bins, weights)[::-1].cumsum()
-    target = top_p * from_top[-1]
-    crossing = int(from_top.searchsorted(target))
-    last = len(from_top) - 1 - crossing
-    edge = np.flatnonzero(bins == last)
-    edge = edge[np.argsort(-weights[edge], kind="stable")]  # of equals, the smaller id first
-    missing = target - (from_top[crossing - 1] if crossing else 0.0)
+    alive = np.flatnonzero(weights)
+    weights = weights[alive]
+    logarithms = np.log(weights)
+    expected = np.average(logarithms.astype(np.float64), weights=weights)
+    ranks = np.abs(logarithms - np.float32(expected)).view(np.uint32)
+    last = ranks[_leading(ranks, weights, typical_p, least)[-1]]
+    kept: NDArray[np.intp] = alive[ranks <= last]
+    return kept
+
+
+def _leading(ranks: NDArray[np.uint32], weights: NDArray[np.float32], share: float, least: int) -> NDArray[np.intp]:
+    """The fewest places of the smallest ranks whose weights make up `share` of the sum; at least `least`.
+
+    Of equal ranks the smaller place goes first; the last one is last in the result.
+
+    Ranks are the bits of floats that are not negative, which sort as these do, or their complements: the leading
+    twelve put them into bins, eight to an octave, and only the bin in which the sum is reached needs sorting.
+    """
+    bins = ranks >> 20
+    cumulative = np.bincount(bins, weights).cumsum()
+    target = share * cumulative[-1]
+    crossing = max(int(cumulative.searchsorted(target)), int(bins.min()))
+    edge = np.flatnonzero(bins == crossing)
+    edge = edge[np.argsort(ranks[edge], kind="stable")]
+    missing = target - (cumulative[crossing - 1] if crossing else 0.0)
     count = int(weights[edge].cumsum(dtype=np.float64).searchsorted(missing)) + 1
-    kept = bins > last
-    kept[edge[:count]] = True
-    return np.flatnonzero(kept)
+    places = np.concatenate([np.flatnonzero(bins < crossing), edge[:count]])
+    return places if len(places) >= least else _first(ranks, least)
+
+
+def _first(ranks: NDArray[np.uint32], count: int) -> NDArray[np.intp]:
+    """The places of the `count` smallest ranks in their order, of equals the smaller place first."""
+    count = min(count, len(ranks))
+    candidates = np.flatnonzero(ranks <= np.partition(ranks, count - 1)[count - 1])
+    return candidates[np.argsort(ranks[candidates], kind="stable")][:count]
 
 
 def _mix(value: int) -> int:

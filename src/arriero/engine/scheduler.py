@@ -1,8 +1,8 @@
 """Which sequences run in a step, and what the sampled tokens mean for them: continuous batching without tensors.
 
     while step := scheduler.schedule():
-        tokens = ...                       # the runner computes the step, the sampler draws
-        events = scheduler.update(step, tokens)
+        results = ...                      # the runner computes the step, the sampler draws
+        events = scheduler.update(step, results)
 
 Rules:
 
@@ -16,6 +16,8 @@ Rules:
   that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
   younger ones join it as rows of their own if they fit whole.
 - **A prompt is read once.** Its first choice reads it, the others copy that slot and draw from the same logits.
+- **A beam search is a request for as many choices as it has beams**, until it decides which tokens they get: it
+  says which slots become copies of which, and all its slots go back when it is over.
 
 The scheduler knows the runner by its `RunnerInfo` alone. It has no threads and no locks: `arriero.engine.local`
 sees to it that one thread at a time is here.
@@ -27,7 +29,6 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from arriero.core import (
     Constraint,
@@ -36,40 +37,24 @@ from arriero.core import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Logprob,
+    PromptScored,
     Row,
     RunnerInfo,
     Token,
     Want,
 )
-from arriero.engine import sampling
+from arriero.engine import limits
+from arriero.engine.beams import Candidate
 from arriero.engine.sampling import Draw
 from arriero.engine.sequence import Group, Sequence, group_of
-from arriero.errors import ContextOverflow, InvalidRequest, Overloaded
+from arriero.engine.step import Results, Scoring, Step
+from arriero.errors import Overloaded
 
 FADE = 0.9
 """How much each request that ends leaves of what is known of earlier ones."""
 
 LONGEST_RETRY_AFTER = 60.0
-
-
-@dataclass(slots=True)
-class Step:
-    """What the runner is to do next: the copies at once, then the frees, then the rows; then the draws."""
-
-    copies: list[tuple[int, int]]
-    """(source slot, destination slot)."""
-    frees: list[int]
-    rows: list[Row] = field(default_factory=list)
-    draws: list[Draw] = field(default_factory=list)
-    """What to sample from the rows' logits."""
-    sequences: list[Sequence] = field(default_factory=list)
-    """Whose rows these are, in the order of `rows`."""
-    drawing: list[Sequence] = field(default_factory=list)
-    """Whose draws these are, in the order of `draws`."""
-    num_logits: int = 0
-    """Rows of logits that the runner will return."""
-    started: float = 0.0
-    """When it was planned, by the scheduler's clock."""
 
 
 class Scheduler:
@@ -115,11 +100,10 @@ class Scheduler:
         Every choice watches itself with its own copy of `constraint`.
 
         Raises:
-            InvalidRequest: a parameter makes no sense, or there are more choices than slots.
-            ContextOverflow: it asks for more tokens than the context or the budget can ever hold.
+            InvalidRequest, ContextOverflow: it can never run, see `limits.check`.
             Overloaded: it would have to wait, and `max_queue` requests are waiting already.
         """
-        self._check(request)
+        limits.check(request, self._info, self._token_budget)
         group = group_of(request, constraint)
         self._waiting.append(group)
         if self._num_queued() > self._max_queue:
@@ -152,29 +136,38 @@ class Scheduler:
         for sequence in self._running:
             if sequence.num_computed_tokens < sequence.num_prompt_tokens:
                 prefilling.append(sequence)
-            else:
+            elif sequence.num_computed_tokens < len(sequence.tokens):  # else its place in a beam search has no beam
                 self._add_row(step, sequence, 1)
         self._add_prompts(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
         return step
 
-    def update(self, step: Step, tokens: list[int]) -> list[tuple[Group, Event]]:
-        """Take in what the step's draws gave, one token each; what happened, in order.
+    def update(self, step: Step, results: Results) -> list[tuple[Group, Event]]:
+        """Take in what came of a step; what happened, in order.
 
-        Sequences that finish leave their slots at once, for the next `schedule`.
+        Sequences that finish leave their slots at once, for the next `schedule`. What belongs to requests that were
+        aborted while the step ran is ignored.
         """
         self._num_steps += bool(step.rows)
         self._busy_seconds += self._clock() - step.started
+        events: list[tuple[Group, Event]] = []
         for row, sequence in zip(step.rows, step.sequences, strict=True):
             sequence.num_computed_tokens += len(row.tokens)
             if row.position < sequence.num_prompt_tokens:
                 self._num_prompt_tokens += len(row.tokens)
-        events: list[tuple[Group, Event]] = []
-        for sequence, token in zip(step.drawing, tokens, strict=True):
-            if sequence.finished:  # aborted while the step ran
-                continue
-            self._take(sequence, token, events)
-            if sequence.leader:
-                self._fork(sequence, sequence.leader)
+        for scoring, scores in zip(step.scorings, results.scores, strict=True):
+            if not scoring.sequence.finished:
+                self._take_scores(scoring.sequence, scores, events)
+        for place, (sequence, token) in enumerate(zip(step.drawing, results.tokens, strict=True)):
+            if not sequence.finished:
+                self._take(sequence, token, results.logprobs.get(place), events)
+                if sequence.leader:
+                    self._fork(sequence, sequence.leader)
+        for first, candidates in zip(step.expansions, results.candidates, strict=True):
+            if not first.finished:
+                self._take_candidates(first, candidates, events)
+        for sequence in step.sequences:
+            if not sequence.group.request.max_tokens and not sequence.finished:
+                self._finish_unanswered(sequence, events)
         self._running = [sequence for sequence in self._running if not sequence.finished]
         return events
 
@@ -211,48 +204,6 @@ class Scheduler:
                 return len(self._waiting) - num_admitted
         return 0
 
-    def _check(self, request: GenerationRequest) -> None:
-        """Raise what is wrong with a request however empty the engine is."""
-        sampling.check(request.sampling)
-        prompts, num_choices, max_tokens = request.prompts, request.num_choices, request.max_tokens
-        if not prompts or not all(prompts):
-            raise InvalidRequest("A prompt needs at least one token.", param="prompt")
-        if num_choices < 1:
-            raise InvalidRequest("n must be at least 1.", param="n")
-        if max_tokens < 1:
-            raise InvalidRequest("max_tokens must be at least 1.", param="max_tokens")
-        if any(min(prompt) < 0 or max(prompt) >= self._info.vocab_size for prompt in prompts):
-            raise InvalidRequest(f"A prompt's token ids must be below {self._info.vocab_size}.", param="prompt")
-        num_slots = self._info.num_slots
-        if len(prompts) * num_choices > num_slots:
-            raise InvalidRequest(
-                f"{len(prompts)} prompts with {num_choices} choices each are more than the {num_slots} answers "
-                "that this model gives at once.",
-                param="prompt" if len(prompts) > num_slots else "n",
-            )
-        self._check_lengths([len(prompt) for prompt in prompts], num_choices, max_tokens)
-
-    def _check_lengths(self, lengths: list[int], num_choices: int, max_tokens: int) -> None:
-        context = self._info.context
-        longest = max(lengths)
-        if longest + max_tokens > context:
-            raise ContextOverflow(
-                f"This model's context is {context} tokens, but the request asks for {longest + max_tokens}: "
-                f"{longest} in the prompt and {max_tokens} in the answer.",
-                param="prompt" if longest >= context else "max_tokens",
-            )
-        total = (sum(lengths) + len(lengths) * max_tokens) * num_choices
-        if total > self._token_budget:
-            alone = total // num_choices
-            param = (
-                "n" if alone <= self._token_budget else "prompt" if sum(lengths) >= self._token_budget else "max_tokens"
-            )
-            raise ContextOverflow(
-                f"The request may come to {total} tokens over all its prompts and choices; "
-                f"this server holds {self._token_budget} at once.",
-                param=param,
-            )
-
     def _retry_after(self) -> float:
         """Seconds in which, at the recent pace, as many requests end as are waiting now; between 1 and 60."""
         pace = self._busy_seconds / self._num_ended if self._num_ended else 0.0
@@ -281,28 +232,61 @@ class Scheduler:
         return remaining if whole else count
 
     def _add_row(self, step: Step, sequence: Sequence, count: int) -> None:
-        """Give a sequence's next `count` tokens to the step, and draw if they are all it has."""
+        """Give a sequence's next `count` tokens to the step, and say what its logits are for."""
         start = sequence.num_computed_tokens
-        complete = start + count == len(sequence.tokens)
-        tokens = sequence.tokens[start : start + count]
-        step.rows.append(Row(sequence.slot, tokens, start, Want.LAST if complete else Want.NOTHING))
+        end = start + count
+        want = Want.NOTHING
+        if start < sequence.num_prompt_tokens and sequence.scores is not None:
+            want = Want.ALL
+            scored = sequence.tokens[start + 1 : min(end + 1, sequence.num_prompt_tokens)]
+            step.scorings.append(Scoring(sequence, step.num_logits, scored))
+            step.num_logits += count - 1
+        elif end == len(sequence.tokens) and sequence.group.request.max_tokens:
+            want = Want.LAST
+        step.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want))
         step.sequences.append(sequence)
-        if complete:
-            row = step.num_logits
-            step.num_logits += 1
-            self._add_draw(step, row, sequence)
-            if start < sequence.num_prompt_tokens:
-                for follower in sequence.followers:
-                    self._add_draw(step, row, follower)
+        if want is Want.NOTHING:
+            return
+        if end == len(sequence.tokens) and sequence.group.request.max_tokens:
+            self._use_logits(step, step.num_logits, sequence)
+        step.num_logits += 1
+
+    def _use_logits(self, step: Step, row: int, sequence: Sequence) -> None:
+        """Have everybody who goes on from a row of logits do so."""
+        if sequence.search:
+            first = sequence.group.family(sequence.prompt)[0]
+            step.expansions.setdefault(first, {})[sequence.index] = row
+            return
+        self._add_draw(step, row, sequence)
+        if sequence.num_sampled_tokens == 0:
+            for follower in sequence.followers:
+                self._add_draw(step, row, follower)
 
     def _add_draw(self, step: Step, row: int, sequence: Sequence) -> None:
         request = sequence.group.request
-        step.draws.append(Draw(row, request.sampling, sequence.index, len(sequence.tokens)))
+        step.draws.append(
+            Draw(
+                row,
+                request.sampling,
+                sequence.index,
+                len(sequence.tokens),
+                sequence.processors,
+                sequence.tokens,
+                request.logprobs,
+            )
+        )
         step.drawing.append(sequence)
 
     # Results
 
-    def _take(self, sequence: Sequence, token: int, events: list[tuple[Group, Event]]) -> None:
+    def _take_scores(self, sequence: Sequence, scores: list[Logprob], events: list[tuple[Group, Event]]) -> None:
+        """Note how probable some of a prompt's tokens are, and tell when all of it is read."""
+        assert sequence.scores is not None
+        sequence.scores += scores
+        if sequence.num_computed_tokens == sequence.num_prompt_tokens:
+            events.append((sequence.group, PromptScored(sequence.prompt, tuple(sequence.scores))))
+
+    def _take(self, sequence: Sequence, token: int, logprob: Logprob | None, events: list[tuple[Group, Event]]) -> None:
         """Append a sampled token to its sequence, and end the sequence if this was its last."""
         group, request = sequence.group, sequence.group.request
         self._num_generated_tokens += 1
@@ -311,7 +295,7 @@ class Scheduler:
         if token in request.end_token_ids:
             reason = "stop"
         else:
-            events.append((group, Token(sequence.index, token)))
+            events.append((group, Token(sequence.index, token, logprob)))
             if sequence.constraint and sequence.constraint.accept(token):
                 reason = "stop"
             elif sequence.num_sampled_tokens == request.max_tokens:
@@ -320,13 +304,50 @@ class Scheduler:
             events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens)))
             self._release(sequence)
 
+    def _take_candidates(self, first: Sequence, candidates: list[Candidate], events: list[tuple[Group, Event]]) -> None:
+        """Let a beam search go on: its sequences become what their places have become."""
+        search, family = first.search, first.group.family(first.prompt)
+        assert search
+        for sequence in family:
+            if sequence.leader:
+                self._join(sequence)
+        copies = search.take(candidates)
+        if search.decided:
+            for event in search.events():
+                events.append((first.group, event))
+                self._num_generated_tokens += event.num_tokens if isinstance(event, Finished) else 0
+            for sequence in family:
+                self._release(sequence)
+            return
+        for source, destination in copies:
+            family[destination].num_computed_tokens = family[source].num_computed_tokens
+            self._copies.append((family[source].slot, family[destination]))
+        for beam in search.beams:
+            family[beam.place].tokens = beam.tokens
+
+    def _finish_unanswered(self, sequence: Sequence, events: list[tuple[Group, Event]]) -> None:
+        """End all choices of a prompt that is read, where no answer is asked for."""
+        if sequence.num_computed_tokens < sequence.num_prompt_tokens:
+            return
+        num_choices = sequence.group.request.num_choices
+        for choice in range(num_choices):
+            events.append((sequence.group, Finished(sequence.prompt * num_choices + choice, "length", 0)))
+        for member in sequence.group.family(sequence.prompt):
+            self._release(member)
+
     def _fork(self, sequence: Sequence, leader: Sequence) -> None:
         """Let a follower go its own way after its first token: from a copy of its leader's slot."""
-        sequence.leader = None
-        if not sequence.finished:
-            sequence.num_computed_tokens = sequence.num_prompt_tokens
+        if sequence.finished:
+            sequence.leader = None
+        else:
+            self._join(sequence)
             self._copies.append((leader.slot, sequence))
-            self._running.append(sequence)
+
+    def _join(self, sequence: Sequence) -> None:
+        """Have a follower run, as if it had read the prompt itself."""
+        sequence.leader = None
+        sequence.num_computed_tokens = sequence.num_prompt_tokens
+        self._running.append(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         """End a sequence; its contents stay readable for the copies that the next step begins with."""

@@ -1,10 +1,15 @@
-"""What the scheduler remembers of a request: one group of sequences, a sequence for each choice."""
+"""What the scheduler remembers of a request: one group of sequences, each with a slot of its own.
+
+A sequence is a choice, or one of the places in which a beam search keeps its beams.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from arriero.core import Constraint, GenerationRequest
+from arriero.core import Constraint, GenerationRequest, Logprob
+from arriero.engine.beams import BeamSearch
+from arriero.engine.processors import Processors, processors_of
 
 
 @dataclass(eq=False, slots=True)
@@ -16,33 +21,50 @@ class Group:
     num_unfinished: int = 0
 
     @property
+    def num_choices(self) -> int:
+        """Choices over all prompts."""
+        return len(self.request.prompts) * self.request.num_choices
+
+    @property
     def num_reserved_tokens(self) -> int:
         """Tokens of the key/value budget that the whole request may come to hold."""
         return sum(sequence.num_reserved_tokens for sequence in self.sequences)
 
+    def family(self, prompt: int) -> list[Sequence]:
+        """The sequences that share a prompt; the first reads it."""
+        size = num_slots(self.request)
+        return self.sequences[prompt * size : (prompt + 1) * size]
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One choice: its tokens so far, and how many of them its slot holds."""
+    """What one slot is for: its tokens, and how many of them the slot holds."""
 
     group: Group
+    prompt: int
+    """Index of its prompt in the request."""
     index: int
-    """The choice's index in the request's events."""
+    """The choice's index in the request's events; under beams the place in the search."""
     tokens: list[int]
     """The prompt, then what was sampled."""
     num_prompt_tokens: int
     constraint: Constraint | None
+    processors: Processors | None
+    search: BeamSearch | None = None
+    """What decides on its tokens, if it is not a choice of its own."""
+    scores: list[Logprob | None] | None = None
+    """The prompt's log-probabilities as far as they are known, if this is the sequence that finds them out."""
     leader: Sequence | None = None
-    """The choice that reads the prompt they share, until it has."""
+    """The sequence that reads the prompt they share, until it has."""
     followers: list[Sequence] = field(default_factory=list)
-    """The choices that will copy this one's slot when it has read the prompt."""
+    """The sequences that will copy this one's slot when it has read the prompt."""
     slot: int = -1
     num_computed_tokens: int = 0
     finished: bool = False
 
     @property
     def num_reserved_tokens(self) -> int:
-        """Tokens of the key/value budget that this choice may come to hold."""
+        """Tokens of the key/value budget that it may come to hold."""
         return self.num_prompt_tokens + self.group.request.max_tokens
 
     @property
@@ -51,22 +73,34 @@ class Sequence:
         return len(self.tokens) - self.num_prompt_tokens
 
 
+def num_slots(request: GenerationRequest) -> int:
+    """Slots that each prompt takes."""
+    return request.beams.num_beams if request.beams else request.num_choices
+
+
 def group_of(request: GenerationRequest, constraint: Constraint | None) -> Group:
-    """Lay out a request's choices: the first of every prompt leads, the others follow it."""
+    """Lay out a request's sequences: the first of every prompt leads, the others follow it."""
     group = Group(request)
-    for prompt in request.prompts:
+    for prompt, tokens in enumerate(request.prompts):
+        processors = processors_of(request, tokens)
+        searching = request.beams is not None and request.beams.num_beams > 1
+        search = BeamSearch(request, prompt, constraint, processors) if searching else None
         leader = None
-        for _ in range(request.num_choices):
+        for place in range(num_slots(request)):
             sequence = Sequence(
                 group=group,
-                index=len(group.sequences),
-                tokens=list(prompt),
-                num_prompt_tokens=len(prompt),
+                prompt=prompt,
+                index=place if search else len(group.sequences),
+                tokens=list(tokens),
+                num_prompt_tokens=len(tokens),
                 constraint=constraint.copy() if constraint else None,
+                processors=processors.copy() if processors else None,
+                search=search,
                 leader=leader,
             )
             if leader is None:
                 leader = sequence
+                leader.scores = None if request.prompt_logprobs is None else [None]
             else:
                 leader.followers.append(sequence)
             group.sequences.append(sequence)

@@ -31,15 +31,17 @@ def echo(prompt: tuple[int, ...]) -> Sequence[int]:
 class _Slot:
     tokens: list[int] = field(default_factory=list)
     num_prompt_tokens: int | None = None
-    """Known once logits have been wanted: the prompt ends at the first such position."""
+    """Known once logits have been wanted, see `ScriptedRunner`."""
     reply: Sequence[int] = ()
 
 
 class ScriptedRunner:
     """Replies from a script, deterministic and instant; raises `ValueError` when the protocol is broken.
 
-    A prompt is what a slot holds up to the first position at which logits are wanted; from there on the reply's
-    tokens are predicted place by place, whatever was appended in fact, then `end_token_id` for ever.
+    A prompt is what a slot holds up to the first position at which the last logits of a row are wanted; rows of which
+    all are wanted belong to the prompt whole, and inside them every token is foreseen as it comes. From the prompt's
+    end on the reply's tokens are predicted place by place, whatever was appended in fact, then `end_token_id` for
+    ever.
     """
 
     def __init__(
@@ -85,7 +87,8 @@ class ScriptedRunner:
             if row.want is Want.LAST:
                 predicted.append(self._next(slot, len(slot.tokens)))
             elif row.want is Want.ALL:
-                predicted.extend(self._next(slot, row.position + count) for count in range(1, len(row.tokens) + 1))
+                slot.num_prompt_tokens = None
+                predicted.extend([*row.tokens[1:], self._next(slot, len(slot.tokens))])
         logits = np.zeros((len(predicted), self._info.vocab_size), dtype=np.float32)
         logits[np.arange(len(predicted)), predicted] = PEAK
         return logits

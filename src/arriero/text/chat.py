@@ -31,27 +31,40 @@ class ChatTemplate:
         """Whether it has a place for messages of the role `developer`, which is younger than most templates."""
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
     ) -> str:
         """The conversation as text; `variables` (`tools`, `documents`, ...) are the template's own.
 
-        Raises `InvalidRequest(param="messages")` when the template cannot put these messages into words, or
+        `continue_final_message` ends it with the last message's content, to be gone on with. Raises
+        `InvalidRequest(param="messages")` when the template cannot put these messages into words, or
         does not come to an end.
         """
+        messages = _open_ended(messages) if continue_final_message else messages
         with _nesting_refused():
             plain = _with_texts(_given(messages, add_generation_prompt, variables), str.__str__)
-        return self._run(plain)
+        return _cut(self._run(plain)) if continue_final_message else self._run(plain)
 
     def encode(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
     ) -> list[int]:
         """The ids of the conversation; control tokens count where the template writes them, and not in messages.
 
-        Nothing is added around it: a template that wants a beginning of sequence writes one. Raises as `render`.
+        Nothing is added around it: a template that wants a beginning of sequence writes one. Otherwise as `render`.
         """
+        messages = _open_ended(messages) if continue_final_message else messages
         with _nesting_refused():
             disguised, unmask = self._disguise.apply(_given(messages, add_generation_prompt, variables))
-        text = self._run(disguised)
+        text = _cut(self._run(disguised)) if continue_final_message else self._run(disguised)
         if not unmask:
             return self._tokenizer.encode(text, add_special_tokens=False)
         parts: list[str | int] = []
@@ -78,6 +91,28 @@ def _given(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, v
         raise InvalidRequest("A chat needs at least one message.", param="messages")
     filled = [{name: value for name, value in message.items() if value is not None} for message in messages]
     return {**variables, "messages": filled, "add_generation_prompt": add_generation_prompt}
+
+
+_END = "\U0010fffd"
+"""Marks where the final message ends; the last character for private use, which no tokenizer knows."""
+
+
+def _open_ended(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The messages with a mark behind the last one's content."""
+    if not messages:
+        return messages
+    return [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}{_END} "}]
+
+
+def _cut(text: str) -> str:
+    """What stands before the mark. A template that trims contents, as its missing space tells, trims this one too."""
+    before, mark, after = text.rpartition(_END)
+    if not mark:
+        raise InvalidRequest(
+            "The model's chat template does not show the final message, which so cannot be continued.",
+            param="continue_final_message",
+        )
+    return before if after.startswith(" ") else before.rstrip()
 
 
 @contextmanager

@@ -36,6 +36,11 @@ class Detokenizer:
             piece = piece.removeprefix(b" ")
         return self._decoder.decode(piece)
 
+    @property
+    def pending(self) -> bool:
+        """The last token ended inside a character."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """What the end of the text makes of a character that is still incomplete: U+FFFD, or nothing."""
         return self._decoder.decode(b"", final=True)

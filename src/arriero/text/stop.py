@@ -45,6 +45,10 @@ class _Pattern:
                 return matched, num_read
         return matched, len(text)
 
+    def overlap(self) -> int:
+        """How much of the next occurrence a complete one may already be."""
+        return self._fallback[-1]
+
     def _advance(self, matched: int, character: str) -> int:
         while matched and self._text[matched] != character:
             matched = self._fallback[matched - 1]
@@ -54,14 +58,16 @@ class _Pattern:
 class StopMachine:
     """Reads text and gives it back as soon as it cannot be part of a stop string, until one is found.
 
-    Raises `InvalidRequest` for an empty stop string.
+    The stop string itself is given back with `include_stop_string` only. Raises `InvalidRequest` for an empty stop
+    string.
     """
 
-    def __init__(self, stop_strings: Iterable[str]) -> None:
+    def __init__(self, stop_strings: Iterable[str], *, include_stop_string: bool = False) -> None:
+        self._include = include_stop_string
         self._matched = {_Pattern(text): 0 for text in dict.fromkeys(stop_strings)}
         """The stop strings not seen yet, each with how much of it the text ends with."""
-        self._start: int | None = None
-        """Where the earliest complete stop string begins."""
+        self._found: tuple[int, int] | None = None
+        """Where the earliest complete stop string begins and ends; of several that begin there, the shortest."""
         self._length = 0
         """Characters read."""
         self._released = 0
@@ -71,27 +77,26 @@ class StopMachine:
         self.stopped = False
         """A stop string was found; nothing is given back any more."""
 
-    def add(self, text: str) -> str:
-        """Read on; returns what has become certain to belong to the answer."""
+    def add(self, text: str, *, may_stop: bool = True) -> str:
+        """Read on; returns what has become certain to belong to the answer.
+
+        Stop strings that this text completes are part of the answer unless `may_stop`.
+        """
         if self.stopped:
             return ""
         self._held += text
-        for pattern, matched in tuple(self._matched.items()):
-            self._matched[pattern], num_read = pattern.read(matched, text)
-            if self._matched[pattern] == pattern.length:
-                del self._matched[pattern]  # no later occurrence of it can be the earliest
-                start = self._length + num_read - pattern.length
-                self._start = start if self._start is None else min(start, self._start)
+        for pattern in tuple(self._matched):
+            self._read(pattern, text, may_stop)
         self._length += len(text)
         undecided = self._length - max(self._matched.values(), default=0)
-        if self._start is not None and self._start <= undecided:
-            return self._stop(self._start)
+        if self._found and self._found[0] <= undecided:
+            return self._stop(self._found)
         return self._release(undecided)
 
     def flush(self) -> str:
         """The text is over: returns the rest of it, or ends it at a stop string that was complete but waiting."""
-        if self._start is not None and not self.stopped:
-            return self._stop(self._start)
+        if self._found and not self.stopped:
+            return self._stop(self._found)
         return self._release(self._length)
 
     def copy(self) -> Self:
@@ -100,8 +105,20 @@ class StopMachine:
         other._matched = dict(self._matched)
         return other
 
-    def _stop(self, start: int) -> str:
-        text = self._release(start)
+    def _read(self, pattern: _Pattern, text: str, may_stop: bool) -> None:
+        matched, num_read = pattern.read(self._matched[pattern], text)
+        while matched == pattern.length and not may_stop:
+            matched, more = pattern.read(pattern.overlap(), text[num_read:])
+            num_read += more
+        self._matched[pattern] = matched
+        if matched == pattern.length:
+            del self._matched[pattern]  # no later occurrence of it can be the earliest
+            end = self._length + num_read
+            found = (end - pattern.length, end)
+            self._found = found if self._found is None else min(found, self._found)
+
+    def _stop(self, found: tuple[int, int]) -> str:
+        text = self._release(found[self._include])
         self.stopped = True
         self._released, self._held = self._length, ""
         return text
@@ -116,16 +133,19 @@ class StopMachine:
 class _StopConstraint:
     """Watches one choice on the engine's side."""
 
-    def __init__(self, detokenizer: Detokenizer, machine: StopMachine) -> None:
+    def __init__(self, detokenizer: Detokenizer, machine: StopMachine, least: int) -> None:
         self._detokenizer = detokenizer
         self._machine = machine
+        self._least = least
+        """Tokens that must have come when it stops."""
 
     def accept(self, token: int) -> bool:
-        self._machine.add(self._detokenizer.add(token))
+        self._least -= 1
+        self._machine.add(self._detokenizer.add(token), may_stop=self._least <= 0)
         return self._machine.stopped
 
     def copy(self) -> Constraint:
-        return _StopConstraint(self._detokenizer.copy(), self._machine.copy())
+        return _StopConstraint(self._detokenizer.copy(), self._machine.copy(), self._least)
 
 
 def stop_constraints(tokenizer: Tokenizer) -> ConstraintFactory:
@@ -134,6 +154,7 @@ def stop_constraints(tokenizer: Tokenizer) -> ConstraintFactory:
     def compile_request(request: GenerationRequest) -> Constraint | None:
         if not request.stop_strings:
             return None
-        return _StopConstraint(Detokenizer(tokenizer, continues=True), StopMachine(request.stop_strings))
+        detokenizer = Detokenizer(tokenizer, skip_special_tokens=request.skip_special_tokens, continues=True)
+        return _StopConstraint(detokenizer, StopMachine(request.stop_strings), request.min_tokens)
 
     return compile_request

@@ -1,0 +1,124 @@
+"""How answers are worded: what all endpoints and both profiles have in common."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from arriero.api.profile import Profile
+from arriero.core import FinishReason, PromptScored
+from arriero.pool import ServedModel
+from arriero.text.stream import Delta, Ended, ScoredToken
+from arriero.wire.sse import event
+
+
+@dataclass(slots=True)
+class Choice:
+    """One complete answer."""
+
+    text: str = ""
+    reason: FinishReason = "stop"
+    tokens: tuple[ScoredToken, ...] = ()
+
+    @property
+    def mean_logprob(self) -> float:
+        """How good it is among others; an answer without tokens is the worst."""
+        if not self.tokens:
+            return float("-inf")
+        return sum(score.value for _, score in self.tokens) / len(self.tokens)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens that a request took; grows as its choices end."""
+
+    num_choices: int
+    prompt_tokens: int
+    """Of every prompt once, however many choices it has."""
+    completion_tokens: int = 0
+    cached: dict[int, int] = field(default_factory=dict)
+    """By prompt: its tokens that needed no computation."""
+
+    def add(self, ended: Ended) -> None:
+        """Count a choice that is complete."""
+        self.completion_tokens += ended.num_tokens
+        prompt = ended.index // self.num_choices
+        # Choices of one prompt copy it from each other; what the first of them had to compute was not cached.
+        self.cached[prompt] = min(ended.cached_tokens, self.cached.get(prompt, ended.cached_tokens))
+
+    def json(self) -> dict[str, object]:
+        """As the reference's `usage`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values()), "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+
+class Shape(ABC):
+    """Words the answer to one request, in one piece or as whole server-sent events.
+
+    An Alpaca answer leaves out usage, finish reason, fingerprint, and log-probabilities that are null.
+    """
+
+    def __init__(
+        self, profile: Profile, model: ServedModel, *, id: str, object: str, include_usage: bool, **more: Any
+    ) -> None:
+        """`more` are fields beside the usual ones."""
+        self._terse = profile.alpaca
+        self._fields = {"id": id, "object": object, "created": int(time.time()), "model": model.name}
+        if not self._terse:
+            self._fields |= {**more, "system_fingerprint": model.fingerprint}
+        # Built once, because every token needs it.
+        self._head = orjson.dumps(self._fields)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}' if include_usage else b"]}"
+
+    @abstractmethod
+    def score(self, scored: PromptScored) -> None:
+        """Take a prompt's log-probabilities, before anything else of its choices."""
+
+    @abstractmethod
+    def opening(self, index: int) -> bytes:
+        """What comes before a choice's text."""
+
+    @abstractmethod
+    def delta(self, delta: Delta) -> bytes:
+        """More of a choice."""
+
+    @abstractmethod
+    def closing(self, index: int, reason: FinishReason) -> bytes:
+        """A choice is complete."""
+
+    def usage(self, usage: Usage) -> bytes:
+        """The whole request's usage, after all choices."""
+        return event(orjson.dumps(self._fields | {"choices": [], "usage": usage.json()}))
+
+    @abstractmethod
+    def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """The answer in one piece, for a request that is not streamed."""
+
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        return event(self._head + orjson.dumps(choice) + self._tail)
+
+    def _choice(
+        self, index: int, said: dict[str, Any], logprobs: object = None, reason: FinishReason | None = None
+    ) -> dict[str, Any]:
+        if self._terse:
+            return {"index": index, **said} | ({} if logprobs is None else {"logprobs": logprobs})
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
+
+    def _body(self, choices: Sequence[dict[str, Any]], usage: Usage, **more: Any) -> bytes:
+        counts = {} if self._terse else {"usage": usage.json()}
+        return orjson.dumps(self._fields | {"choices": choices} | counts | more)

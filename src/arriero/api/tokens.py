@@ -1,0 +1,102 @@
+"""`POST /tokenize` and `POST /detokenize`: what a text or a conversation is to the model, as in vLLM."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from arriero.api.body import read_parameters
+from arriero.api.chat import encode_chat
+from arriero.api.documentation import describe
+from arriero.api.generation import Delivery, apart_if_long, find_model
+from arriero.api.messages import Message, template_fields
+from arriero.api.objects import JSONObject
+from arriero.api.parameters import TokenIds
+from arriero.api.request import check_conversation, known_ids
+from arriero.api.schemas import Detokenized, Tokenized
+from arriero.errors import InvalidRequest
+from arriero.pool import Pool, ServedModel
+from arriero.wire.headers import IGNORED, ignored_header
+
+
+class TokenizeParameters(JSONObject):
+    """The body of `POST /tokenize`: a prompt or messages."""
+
+    model: str = Field(description="Id of the model. Profile alpaca: any, or none.")
+    prompt: str | None = Field(None, description="A text, which is put into no template.")
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, description="A conversation, which is put into the chat template."
+    )
+    add_special_tokens: bool = Field(
+        True, description="Put a beginning of sequence before a prompt, where the model wants one."
+    )
+    add_generation_prompt: bool | None = Field(None, description="As for chat completions.")
+    continue_final_message: bool = Field(False, description="As for chat completions.")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="As for chat completions.")
+    return_token_strs: bool = Field(False, description="Also tell what each token reads.")
+
+
+class DetokenizeParameters(JSONObject):
+    """The body of `POST /detokenize`."""
+
+    model: str = Field(description="Id of the model. Profile alpaca: any, or none.")
+    tokens: TokenIds = Field(description="Token ids.")
+
+
+def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
+    """The routes between text and tokens, for the models of `pool`."""
+    routes = APIRouter(tags=["Tokens"])
+    profile = delivery.profile
+    name = pool.list()[0].name
+    defaults = {"model": name} if profile.alpaca else {}
+
+    @routes.post("/tokenize", **describe(TokenizeParameters, Tokenized, model=name, prompt="Once upon a time"))
+    async def tokenize(request: Request) -> Response:
+        """Tell the tokens of a text or of a conversation."""
+        parameters, ignored = await read_parameters(
+            request, TokenizeParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
+        )
+        model = find_model(pool, parameters.model, profile, ignored)
+        tokens = await _tokens(model, parameters)
+        texts = [_read(model, token) for token in tokens] if parameters.return_token_strs else None
+        answer = Tokenized(count=len(tokens), max_model_len=model.engine.context, tokens=tokens, token_strs=texts)
+        return _answer(answer.model_dump_json(), ignored)
+
+    @routes.post("/detokenize", **describe(DetokenizeParameters, Detokenized, model=name, tokens=[0]))
+    async def detokenize(request: Request) -> Response:
+        """Tell the text of tokens."""
+        parameters, ignored = await read_parameters(request, DetokenizeParameters, delivery.body_limit, defaults)
+        model = find_model(pool, parameters.model, profile, ignored)
+        known_ids("tokens", parameters.tokens, model.tokenizer)
+        text = await apart_if_long(
+            len(parameters.tokens), lambda: model.tokenizer.decode(parameters.tokens, skip_special_tokens=False)
+        )
+        return _answer(Detokenized(prompt=text).model_dump_json(), ignored)
+
+    return routes
+
+
+async def _tokens(model: ServedModel, parameters: TokenizeParameters) -> list[int]:
+    if (parameters.prompt is None) == (parameters.messages is None):
+        name: Literal["prompt", "messages"] = "prompt" if parameters.prompt is None else "messages"
+        raise InvalidRequest(
+            f"Invalid '{name}': expected either 'prompt' or 'messages'.", param=name, code="invalid_value"
+        )
+    if parameters.messages is not None:
+        check_conversation(parameters)
+        return await encode_chat(model, parameters, template_fields(parameters.messages))
+    text = parameters.prompt or ""
+    return await apart_if_long(
+        len(text), lambda: model.tokenizer.encode(text, add_special_tokens=parameters.add_special_tokens)
+    )
+
+
+def _read(model: ServedModel, token: int) -> str:
+    return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+def _answer(body: str, ignored: list[str]) -> Response:
+    headers = {IGNORED: ignored_header(ignored)} if ignored else {}
+    return Response(body, headers=headers, media_type="application/json")
