@@ -83,11 +83,8 @@ def test_nothing_wanted_nothing_given(runner):
 def test_all_positions_are_what_each_would_be_as_the_last(runner, same):
     logits = run(runner, (0, A, 0, Want.ALL))
     assert logits.shape == (len(A), runner.info.vocab_size)
-    unit = runner.info.min_prompt_chunk
-    for start in range(len(A) + 1 - unit):
-        runner.truncate(1, start)
-        end = start + unit
-        same(run(runner, (1, A[start:end], start)), logits[end - 1 : end])
+    for end in range(runner.info.min_prompt_chunk, len(A) + 1):
+        same(alone(runner, A[:end]), logits[end - 1 : end])
 
 
 @pytest.mark.parametrize("cuts", [[1], [6], [3], [1, 2, 3], [2, 5], [1, 2, 3, 4, 5, 6]], ids=str)

@@ -113,9 +113,9 @@ def test_a_breach_changes_nothing():
 
 
 def test_a_prompt_of_which_all_logits_are_wanted_ends_with_its_last_row():
-    runner = make()
+    runner = make(reply=lambda prompt: [10 + len(prompt), 40])
     first = runner.step([Row(0, [5, 6, 7], 0, Want.ALL)])
-    assert first.argmax(axis=1).tolist()[:2] == [6, 7]
+    assert first.argmax(axis=1).tolist() == [11, 12, 13]
     second = runner.step([Row(0, [8, 9], 3, Want.ALL)])
-    assert second.argmax(axis=1).tolist() == [9, 5]
-    assert runner.step([Row(0, [5], 5)]).argmax(axis=1).tolist() == [6]
+    assert second.argmax(axis=1).tolist() == [14, 15]
+    assert [int(runner.step([Row(0, [1], position)]).argmax()) for position in (5, 6)] == [40, END]

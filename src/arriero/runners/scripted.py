@@ -38,10 +38,10 @@ class _Slot:
 class ScriptedRunner:
     """Replies from a script, deterministic and instant; raises `ValueError` when the protocol is broken.
 
-    A prompt is what a slot holds up to the first position at which the last logits of a row are wanted; rows of which
-    all are wanted belong to the prompt whole, and inside them every token is foreseen as it comes. From the prompt's
-    end on the reply's tokens are predicted place by place, whatever was appended in fact, then `end_token_id` for
-    ever.
+    A prompt is what a slot holds up to the first position at which the last logits of a row are wanted; from there on
+    the reply's tokens are predicted place by place, whatever was appended in fact, then `end_token_id` for ever. A row
+    of which all logits are wanted is read as part of a prompt, which then ends with it; each of its positions predicts
+    what follows a prompt that ends there.
     """
 
     def __init__(
@@ -87,8 +87,9 @@ class ScriptedRunner:
             if row.want is Want.LAST:
                 predicted.append(self._next(slot, len(slot.tokens)))
             elif row.want is Want.ALL:
-                slot.num_prompt_tokens = None
-                predicted.extend([*row.tokens[1:], self._next(slot, len(slot.tokens))])
+                for length in range(row.position + 1, len(slot.tokens) + 1):
+                    slot.num_prompt_tokens = None
+                    predicted.append(self._next(slot, length))
         logits = np.zeros((len(predicted), self._info.vocab_size), dtype=np.float32)
         logits[np.arange(len(predicted)), predicted] = PEAK
         return logits
