@@ -39,9 +39,10 @@ def random_works(vocab_size, count):
 
 
 def real_works(count):
-    """The reference's prompts and, once these are used up, the latter two thirds of each; up to seven long ones."""
-    prompts = real_model.prompts()
-    prompts += [prompt[len(prompt) // 3 :] for prompt in prompts if len(prompt) > 2]
+    """The reference's prompts, their latter two thirds and their first half; up to seven long ones."""
+    whole = real_model.prompts()
+    parts = [part for each in whole if len(each) > 2 for part in (each[len(each) // 3 :], each[: len(each) // 2])]
+    prompts = whole + parts
     short = [prompt for prompt in prompts if len(prompt) < 300]
     long = [prompt for prompt in prompts if len(prompt) >= real_model.LONG][: min(7, count // 10)]
     num_short = count - len(long)
