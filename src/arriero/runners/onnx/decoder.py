@@ -162,14 +162,14 @@ class _Decoder:
         prefix = f"model.layers.{layer}.mlp"
         rows = self.weights.rows(graph, normed, zero_points="zero_points")
         gate = self._layer(f"{prefix}.gate_proj", rows)
-        up_weight = self.checkpoint.tensor(f"{prefix}.up_proj.weight")
         if self.config.mlp_bias:
             gate = self._bias(f"{prefix}.gate_proj.bias", gate)
             up = self._bias(f"{prefix}.up_proj.bias", self._layer(f"{prefix}.up_proj", rows))
             lacking = None
         else:
             # The rows' scale is positive and passes through the quantisation of what follows: carry it along.
-            up = self.weights.product(graph, rows, f"{prefix}.up_proj.weight", up_weight)
+            name = f"{prefix}.up_proj.weight"
+            up = self.weights.product(graph, rows, name, self.checkpoint.tensor(name))
             lacking = rows.scale
         active = graph.op("QuickGelu", [gate], domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
         inner = graph.op("Mul", [active, up])

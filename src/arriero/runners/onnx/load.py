@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from arriero.errors import ModelLoadError
 from arriero.models.architecture import Checkpoint
@@ -22,7 +21,7 @@ HEAD_MULTIPLE = 16
 def load_runner(
     checkpoint: Checkpoint,
     *,
-    weights: WeightFormat | Literal["auto"],
+    weights: WeightFormat,
     slots: int,
     context: int,
     threads: int,
@@ -32,7 +31,6 @@ def load_runner(
 ) -> OnnxRunner:
     """A runner for a checkpoint, from its converted graph in `cache`, which is made at the first call.
 
-    `weights` auto is int8: the fastest format whose answers do not depend on what else runs.
     `slots` sequences of up to `context` tokens each; `threads` cores compute. `calibration` are the
     tokens of a text that int8 conversion lets the model read, to see which channels reach far; without it they
     are estimated from the weights. `progress(done, total)` is called while converting, with the number of layers.
@@ -76,7 +74,7 @@ def _convert(
     build_decoder(source, form, directory, progress)
 
 
-def _format(weights: WeightFormat | Literal["auto"]) -> Format:
+def _format(weights: WeightFormat) -> Format:
     if weights == "fp32":
         return Fp32()
     if weights == "int4":

@@ -82,13 +82,13 @@ class SmoothedCheckpoint:
         The square root of how far the channel reaches over how large its output weights are, which evens out
         both. Unobserved, a channel is taken to reach as far as the rows of gate and up that make it are long.
         """
-        gate, up, down = (self._original.tensor(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
         if self._reach is not None:
             reach = self._reach[int(layer.rsplit(".", 1)[1])]
         else:
             gamma = self._gamma(layer, "gate_proj")
+            gate, up = (self._original.tensor(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up"))
             reach = np.linalg.norm(gate * gamma, axis=1) * np.linalg.norm(up * gamma, axis=1)
-        largest = np.abs(down).max(axis=0)
+        largest = np.abs(self._original.tensor(f"{layer}.mlp.down_proj.weight")).max(axis=0)
         factors: NDArray[np.float32] = np.sqrt(
             (reach + 1e-3 * reach.mean() + 1e-8) / (largest + 1e-3 * largest.mean() + 1e-8)
         )
