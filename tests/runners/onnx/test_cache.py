@@ -92,12 +92,7 @@ TestCache = CacheMachine.TestCase
 TestCache.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
-def resident_bytes():
-    with open("/proc/self/smaps_rollup") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))
-
-
-def test_pages_of_a_long_context_go_back_to_the_system():
+def test_pages_of_a_long_context_go_back_to_the_system(resident_bytes):
     length = 20_000
     cache = KeyValueCache(config(num_layers=2, num_kv_heads=4, head_dim=64, context=32_768), 2, 32_768)
     before = resident_bytes()

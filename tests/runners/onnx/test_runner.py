@@ -11,11 +11,6 @@ from arriero.runners.onnx.cache import KEPT_TOKENS
 from references.tiny_models import CASES, random_checkpoint
 
 
-def resident_bytes():
-    with open("/proc/self/smaps_rollup") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))
-
-
 def test_heads_that_attention_cannot_compute_are_refused(tmp_path):
     config = dataclasses.replace(CASES["grouped"], head_dim=24)
     with pytest.raises(ModelLoadError, match="24 channels"):
@@ -32,7 +27,7 @@ def test_a_graph_that_cannot_be_opened_is_a_load_error(tmp_path):
         load_runner(checkpoint, **options)
 
 
-def test_memory_of_a_long_context_comes_back_and_short_ones_stay_right(tmp_path):
+def test_memory_of_a_long_context_comes_back_and_short_ones_stay_right(tmp_path, resident_bytes):
     config = dataclasses.replace(CASES["grouped"], context=16_384, num_kv_heads=4, head_dim=64)
     checkpoint = random_checkpoint(config)
     runner = load_runner(checkpoint, weights="fp32", slots=2, context=16_384, threads=1, cache=tmp_path)
