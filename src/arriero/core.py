@@ -1,4 +1,4 @@
-"""The vocabulary that the rooms share: what is asked of an engine, what it answers, and the two seams.
+"""The vocabulary that the rooms share: what is asked of an engine, what it answers, and the seams.
 
 Tokens go in and tokens come out: below `arriero.text` nobody sees text, above it nobody sees tokens.
 Everything that crosses the `Engine` seam can be pickled, so an engine may live in another process.
@@ -93,6 +93,21 @@ class GenerationRequest:
     """How many of the most probable tokens to report beside each drawn one; None reports nothing."""
     prompt_logprobs: int | None = None
     """The same for every prompt token, in one `PromptScored` a prompt."""
+    adapter: int = 0
+    """Which of the runner's adapters answers; 0 is the base model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingRequest:
+    """Inputs to be turned into one vector each: an embedding, or the scores of a classification head."""
+
+    id: str
+    inputs: tuple[tuple[int, ...], ...]
+    """Token ids, special tokens included."""
+    first_segments: tuple[int, ...] = ()
+    """How many tokens of each input belong to its first segment, for models that read pairs; empty: all of them."""
+    adapter: int = 0
+    """Which of the runner's adapters answers; 0 is the base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +151,8 @@ class Finished:
     num_tokens: int
     cached_tokens: int = 0
     """Prompt tokens of this choice that needed no computation because a prefix was at hand."""
+    ending: Token | None = None
+    """The token that ended the choice, where it has no event of its own (end of sequence)."""
 
 
 Event = PromptScored | Token | Finished
@@ -187,6 +204,18 @@ class Engine(Protocol):
         """
         ...
 
+    async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
+        """One vector an input, float32 [inputs, width], in their order; cancelling the task drops what is left of it.
+
+        A decoder's vectors are the means of its last hidden states over an input's tokens, not normalised.
+
+        Raises:
+            InvalidRequest: the model has no vectors to give, or a token id is out of range.
+            ContextOverflow: an input is longer than the context.
+            Overloaded, EngineDied: as `generate`.
+        """
+        ...
+
     def stats(self) -> EngineStats:
         """Counts as of now; cheap."""
         ...
@@ -227,6 +256,8 @@ class Row:
     tokens: Sequence[int]
     position: int
     want: Want = Want.LAST
+    adapter: int = 0
+    """Constant while a slot is in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +276,14 @@ class RunnerInfo:
     """Prompts of at least this many tokens must be cut into chunks of at least this many, for `invariant` to hold."""
     chunked_prefill: bool = True
     """Takes several tokens in a row that already holds some."""
+    hidden_size: int = 0
+    """Width of the hidden states that `states` returns; 0: it returns none."""
+    num_adapters: int = 0
+    """Adapters besides the base model: rows may have 0 to this as their `adapter`."""
+    source_context: int = 0
+    """Tokens that an encoder-decoder's input may have; 0: a decoder, which has no `encode`."""
+    decoder_start: tuple[int, ...] = ()
+    """The tokens with which every answer of an encoder-decoder begins, before the first sampled one."""
 
 
 class Runner(Protocol):
@@ -264,6 +303,20 @@ class Runner(Protocol):
         """
         ...
 
+    def states(self, row: Row) -> NDArray[np.float32]:
+        """Append one row's tokens to its slot and return the last hidden states of them all, after the final norm.
+
+        Returns float32 [tokens, hidden_size]. Only where `info.hidden_size` is not 0; `row.want` has no effect.
+        """
+        ...
+
+    def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
+        """Let an empty slot of an encoder-decoder hold what its encoder makes of an input; `copy` copies that too.
+
+        Only where `info.source_context` is not 0. The slot's positions count the decoder's tokens.
+        """
+        ...
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Give slot `destination` the contents of slot `source` for every (source, destination), all at once:
         every source is read as it was before the call, so slots may be permuted."""
@@ -279,4 +332,37 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Release everything; the runner is not used again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderInfo:
+    """What an encoder can do."""
+
+    context: int
+    """Tokens that one input can have."""
+    vocab_size: int
+    width: int
+    """Elements of each vector that it returns."""
+    invariant: bool
+    """True when a vector does not depend on which other inputs share its batch."""
+
+
+class Encoder(Protocol):
+    """Turns whole inputs into one vector each. Synchronous, called from one thread, holds tensors and no queues."""
+
+    @property
+    def info(self) -> EncoderInfo:
+        """What it can do; constant."""
+        ...
+
+    def encode(self, inputs: Sequence[Sequence[int]], first_segments: Sequence[int]) -> NDArray[np.float32]:
+        """One vector an input, float32 [inputs, width]; fastest where the inputs are about equally long.
+
+        `first_segments` as in `EncodingRequest`, one an input.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything; the encoder is not used again."""
         ...
