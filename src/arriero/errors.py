@@ -6,7 +6,8 @@
     │   └── ContextOverflow        prompt and answer do not fit the model's context
     ├── Overloaded(retry_after)    nothing wrong with the request, no room for it now
     ├── EngineDied                 the engine failed while it worked on the request
-    ├── ModelLoadError             a model's files are missing, damaged or not supported
+    ├── ModelLoadError             a model's files are missing or damaged
+    │   └── UnsupportedModel       they are fine, but ask for something that this engine does not compute
     └── ConfigError                a setting is unknown or out of range
 
 Errors are raised, never returned. `arriero.wire.errors` holds the one table that gives each its HTTP
@@ -68,6 +69,10 @@ class EngineDied(ArrieroError):
 
 class ModelLoadError(ArrieroError):
     """A model cannot be loaded; the message says which file or tensor, and what was expected."""
+
+
+class UnsupportedModel(ModelLoadError):
+    """A whole model that the engine does not compute; another engine may. The message says what is not computed."""
 
 
 class ConfigError(ArrieroError):

@@ -10,6 +10,7 @@ from arriero.errors import (
     ModelLoadError,
     Overloaded,
     UnknownModel,
+    UnsupportedModel,
 )
 from arriero.wire.errors import TABLE, BodyTooLarge, UnsupportedMediaType, error_answer
 
@@ -36,6 +37,7 @@ def test_every_leaf_of_the_error_tree_has_its_row() -> None:
         (Overloaded("no", retry_after=2.5), 503, "server_error", None, "overloaded"),
         (EngineDied("no"), 500, "server_error", None, "engine_died"),
         (ModelLoadError("no"), 500, "server_error", None, "model_load_error"),
+        (UnsupportedModel("no"), 500, "server_error", None, "unsupported_model"),
         (ConfigError("no"), 500, "server_error", None, "config_error"),
     ],
 )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from arriero.errors import ModelLoadError
+from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
 from arriero.models.layout import check_config, check_finite, check_tensors, identity
 from arriero.models.rope import rope_scaling
@@ -108,7 +108,7 @@ class Settings:
         """Raise unless the named setting is absent or one of the values that change nothing."""
         value = self.values.get(name)
         if value is not None and value not in allowed:
-            raise ModelLoadError(
+            raise UnsupportedModel(
                 f"{self.file}: {name} is {_brief(value)}, which asks for something that Arriero does not compute."
             )
 
@@ -165,7 +165,7 @@ def _architecture(settings: Settings) -> Callable[[Settings], DecoderConfig]:
     name = listed[0] if isinstance(listed, list) and len(listed) == 1 else listed
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ModelLoadError(f"{settings.file}: the architecture is {_brief(name)}, Arriero runs {known}.")
+        raise UnsupportedModel(f"{settings.file}: the architecture is {_brief(name)}, Arriero runs {known}.")
     return ARCHITECTURES[name]
 
 

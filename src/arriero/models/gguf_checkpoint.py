@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.errors import ModelLoadError
+from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
 from arriero.models.gguf_file import GGUFFile
 from arriero.models.layout import check_config, check_tensors, identity
@@ -158,7 +158,7 @@ def _architecture(file: GGUFFile) -> Architecture:
     name = file.fields.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ModelLoadError(f"{file.path}: the architecture is {name!r}, Arriero reads {known} from GGUF files.")
+        raise UnsupportedModel(f"{file.path}: the architecture is {name!r}, Arriero reads {known} from GGUF files.")
     return ARCHITECTURES[name]
 
 
@@ -227,7 +227,7 @@ def _refuse_unknown_fields(metadata: _Metadata, architecture: Architecture) -> N
     for key, value in metadata.fields.items():
         if key in known or (key in architecture.neutral and architecture.neutral[key] == value):
             continue
-        raise ModelLoadError(
+        raise UnsupportedModel(
             f"{metadata.path}: {metadata.prefix}{key} is {_brief(value)}, which asks for something "
             f"that Arriero does not compute."
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.errors import ModelLoadError
+from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
 
 _PARAMETERS = {
@@ -37,7 +37,7 @@ def rope_scaling(source: Path, parameters: Mapping[str, Any]) -> Mapping[str, An
         return None
     if not isinstance(kind, str) or kind not in _PARAMETERS:
         known = ", ".join(("default", *_PARAMETERS))
-        raise ModelLoadError(f"{source}: the rope scaling is of type {kind!r}, Arriero computes {known}.")
+        raise UnsupportedModel(f"{source}: the rope scaling is of type {kind!r}, Arriero computes {known}.")
     numbers = {name: parameters.get(name) for name in _PARAMETERS[kind]}
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:

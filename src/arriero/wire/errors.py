@@ -19,6 +19,7 @@ from arriero.errors import (
     ModelLoadError,
     Overloaded,
     UnknownModel,
+    UnsupportedModel,
 )
 
 
@@ -45,6 +46,7 @@ TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     Overloaded: (503, SERVER_ERROR, "overloaded"),
     EngineDied: (500, SERVER_ERROR, "engine_died"),
     ModelLoadError: (500, SERVER_ERROR, "model_load_error"),
+    UnsupportedModel: (500, SERVER_ERROR, "unsupported_model"),
     ConfigError: (500, SERVER_ERROR, "config_error"),
 }
 """Error class to HTTP status, `type` and `code`; a class that is not listed goes by its nearest ancestor."""

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from arriero.errors import ModelLoadError
+from arriero.errors import UnsupportedModel
 from arriero.models.architecture import Checkpoint
 from arriero.models.cache import converted
 from arriero.runners.onnx.decoder import build_decoder
@@ -36,11 +36,11 @@ def load_runner(
     are estimated from the weights. `progress(done, total)` is called while converting, with the number of layers.
 
     Raises:
-        ModelLoadError: the graph cannot compute this architecture, a tensor is missing or misshapen, or the
-            cache cannot be written.
+        UnsupportedModel: the graph cannot compute this architecture.
+        ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
     """
     if checkpoint.config.head_dim % HEAD_MULTIPLE:
-        raise ModelLoadError(
+        raise UnsupportedModel(
             f"The attention heads have {checkpoint.config.head_dim} channels; "
             f"onnxruntime's attention takes multiples of {HEAD_MULTIPLE}."
         )
