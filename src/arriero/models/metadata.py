@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from arriero.errors import ModelLoadError
-from arriero.models.directory import read_json
 from arriero.models.gguf_file import read_metadata
+from arriero.models.json_files import read_json
 
 Value = TypeVar("Value")
 

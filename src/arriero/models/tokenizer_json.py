@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arriero.errors import ModelLoadError
-from arriero.models.directory import read_json
+from arriero.models.json_files import read_json
 
 SPACE = "▁"
 """What SentencePiece vocabularies write for a space."""

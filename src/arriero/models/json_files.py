@@ -1,0 +1,76 @@
+"""JSON files that come with a model, and their values with a complaint where one is not what it should be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arriero.errors import ModelLoadError, UnsupportedModel
+
+_LARGEST = sys.float_info.max
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What config.json says, type-checked as it is taken; None and absent are the same."""
+
+    file: Path
+    values: Mapping[str, Any]
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """The named integer; `ModelLoadError` when it is something else, or absent without a default."""
+        value = self.values.get(name)
+        value = default if value is None else value
+        if type(value) is not int:
+            raise self.unexpected(name, "an integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """The named number as float."""
+        value = self.values.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+            raise self.unexpected(name, "a number")
+        return float(value)
+
+    def boolean(self, name: str) -> bool:
+        """The named switch, off when absent."""
+        value = self.values.get(name)
+        if value not in (None, False, True):
+            raise self.unexpected(name, "true or false")
+        return bool(value)
+
+    def neutral(self, name: str, *allowed: Any) -> None:
+        """Raise unless the named setting is absent or one of the values that change nothing."""
+        value = self.values.get(name)
+        if value is not None and value not in allowed:
+            raise UnsupportedModel(
+                f"{self.file}: {name} is {brief(value)}, which asks for something that Arriero does not compute."
+            )
+
+    def unexpected(self, name: str, expected: str) -> ModelLoadError:
+        """The error for a setting of the wrong type."""
+        return ModelLoadError(f"{self.file}: {name} is {brief(self.values.get(name))}, expected {expected}.")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises `ModelLoadError` when it is missing or something else."""
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ModelLoadError(f"{file}: cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{file}: is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{file}: holds {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def brief(value: Any) -> str:
+    """The value as a message can show it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
