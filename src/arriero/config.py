@@ -56,7 +56,7 @@ class Settings(BaseModel):
     model: str | None = _setting(
         "Model",
         None,
-        "Catalog name, GGUF file or Hugging Face directory; left out: the catalog's default.",
+        "Catalog name, GGUF file, Hugging Face directory or hub id (org/name); left out: the catalog's default.",
         min_length=1,
     )
     model_name: str | None = _setting(

@@ -59,7 +59,7 @@ def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ("smolm2-135m-instruct", r"no model .*SmolLM2-135M-Instruct\), the path.*Did you mean SmolLM2-135M-Instruct\?"),
         ("{tmp}/models/lama.gguf", r"Did you mean .*llama\.gguf\?"),
-        ("quite-something-else", r"or a Hugging Face directory\.$"),
+        ("quite-something-else", r"such as org/name\.$"),
         ("", r"has no config\.json"),
         ("{tmp}/models", r"models: has no config\.json.*It holds llama\.gguf: give that file's path"),
         ("{tmp}/hf/model.safetensors", r"give the directory it lies in, .*hf\.$"),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arriero.errors import ModelLoadError
+from arriero.models import hub
 from arriero.models.catalog import DEFAULT_MODEL, catalog
 from arriero.models.download import Progress, fetch
+from arriero.models.repository import hub_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,39 +21,38 @@ class Resolved:
     path: Path
 
 
-def resolve(model: str | None, cache: Path, progress: Progress | None = None) -> Resolved:
-    """The model that `model` names: None for the default, a catalog name in any case, or a path.
+def resolve(model: str | None, cache: Path, progress: Progress | None = None, *, code: bool = False) -> Resolved:
+    """The model or adapter that `model` names: None for the default, a path, a catalog name in any case, or a hub id.
 
-    The id is the catalog's name, the file's name without `.gguf`, or the directory's name. A catalog entry
-    is downloaded to `cache` if need be.
+    What is there as a path is that. A hub id is `org/name`, `org/name:Q4_K_M` or `org/name/file.gguf`, with or
+    without `@revision`. The id it goes by is the catalog's name, `org/name`, the file's name without `.gguf`, or the
+    directory's name. A catalog entry is downloaded to `cache` if need be, a repository to the hub's own cache, with
+    its Python files only if `code`.
 
     Raises:
         ModelLoadError: nothing of that name, with what would be accepted; or the download fails.
     """
     wanted = DEFAULT_MODEL if model is None else model
-    for name in catalog:
-        if name.lower() == wanted.lower():
-            return Resolved(name, fetch(name, cache, progress))
     try:
-        return _local(wanted)
+        path = Path(wanted).expanduser()
+        if model is not None and path.exists():
+            return _directory(path) if path.is_dir() else _file(path)
+        for name in catalog:
+            if name.lower() == wanted.lower():
+                return Resolved(name, fetch(name, cache, progress))
+        if (repository := hub_name(wanted)) is not None:
+            found = hub.fetch(repository, progress, code=code)
+            return Resolved(found.stem if found.suffix.lower() == ".gguf" else repository.repository, found)
+        raise ModelLoadError(
+            f"There is no model '{wanted}': give a catalog name ({', '.join(catalog)}), the path of a GGUF file, "
+            f"a Hugging Face directory, or a hub id such as org/name.{_suggestion(wanted, path)}"
+        )
     except (OSError, RuntimeError) as error:  # no access, too long a name, no home directory for ~
         raise ModelLoadError(f"{wanted}: cannot be looked at: {error}.") from error
 
 
-def _local(wanted: str) -> Resolved:
-    path = Path(wanted).expanduser()
-    if path.is_dir():
-        return _directory(path)
-    if path.is_file():
-        return _file(path)
-    raise ModelLoadError(
-        f"There is no model '{wanted}': give a catalog name ({', '.join(catalog)}), the path of a GGUF file, "
-        f"or a Hugging Face directory.{_suggestion(wanted, path)}"
-    )
-
-
 def _directory(path: Path) -> Resolved:
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return Resolved(path.resolve().name, path)
     files = sorted(path.glob("*.gguf"))
     hint = f" It holds {files[0].name}: give that file's path." if files else ""
