@@ -46,7 +46,7 @@ def test_without_output_weights_the_embeddings_are_tied(
 def test_biases_are_found_and_permuted_like_their_weights(
     tmp_path: Path, config: DecoderConfig, make_weights: Callable[..., Any], write_gguf: Callable[..., Path]
 ) -> None:
-    config = replace(config, attention_bias=True, mlp_bias=True)
+    config = replace(config, attention_bias=True, output_bias=True, mlp_bias=True)
     weights = make_weights(config)
     checkpoint = open_checkpoint(write_gguf(tmp_path / "model.gguf", config, weights))
     assert checkpoint.config == config

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arriero.errors import ModelLoadError
+from arriero.errors import UnsupportedModel
 from arriero.models.architecture import DecoderConfig
 from arriero.models.rope import inverse_frequencies, rope_scaling
 
@@ -64,5 +64,5 @@ def test_scaling_is_reduced_to_what_is_computed() -> None:
 
 
 def test_unknown_scaling_is_refused_by_name() -> None:
-    with pytest.raises(ModelLoadError, match=r"config\.json: .*'longrope'.*llama3"):
-        rope_scaling(Path("config.json"), {"rope_type": "longrope"})
+    with pytest.raises(UnsupportedModel, match=r"config\.json: .*'mrope'.*llama3"):
+        rope_scaling(Path("config.json"), {"rope_type": "mrope"})

@@ -56,9 +56,9 @@ CASES: Mapping[str, DecoderConfig] = {
     "grouped": _config(),
     "every_head_its_own": _config(num_kv_heads=4),
     "one_key_head": _config(num_kv_heads=1, tie_embeddings=True),
-    "attention_bias": _config(attention_bias=True),
+    "attention_bias": _config(attention_bias=True, output_bias=True),
     "mlp_bias": _config(mlp_bias=True, num_layers=3),
-    "both_biases_tied": _config(attention_bias=True, mlp_bias=True, tie_embeddings=True),
+    "both_biases_tied": _config(attention_bias=True, output_bias=True, mlp_bias=True, tie_embeddings=True),
     "linear_rope": _config(rope_scaling={"rope_type": "linear", "factor": 4.0}),
     "llama3_rope": _config(rope_scaling=_LLAMA3, rope_theta=500000.0),
     "wide_heads": _config(num_heads=2, num_kv_heads=1, head_dim=64, rope_theta=1e6),
@@ -101,7 +101,7 @@ def random_checkpoint(config: DecoderConfig, seed: int = 1) -> RandomCheckpoint:
     bits = np.random.PCG64(seed)
     tensors = {}
     for name, shape in tensor_shapes(config):
-        values = _uniform(bits, int(np.prod(shape))).reshape(shape)
+        values = uniform(bits, int(np.prod(shape))).reshape(shape)
         if "norm" in name:
             values = 1 + values / 4
         elif len(shape) == 2 and "embed" not in name:
@@ -121,7 +121,7 @@ def kept(length: int) -> list[int]:
     return sorted({round(step * (length - 1) / 4) for step in range(5)})
 
 
-def _uniform(bits: np.random.PCG64, count: int) -> NDArray[np.float32]:
+def uniform(bits: np.random.PCG64, count: int) -> NDArray[np.float32]:
     """Multiples of 2**-23 in [-1, 1)."""
     return ((bits.random_raw(count) >> 40).astype(np.float64) / 2**23 - 1).astype(np.float32)
 

@@ -1,27 +1,28 @@
 """A Hugging Face directory as a `Checkpoint`: config.json and one or more safetensors files.
 
-An architecture is one entry of `ARCHITECTURES`. Weights are read one tensor at a time from mapped files.
+`arriero.models.families` says what each architecture's files mean. Weights are read one tensor at a time from mapped
+files; what is stored as one tensor and is several for us is several views of it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.errors import ModelLoadError, UnsupportedModel
+from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
-from arriero.models.json_files import Settings, brief, read_json
-from arriero.models.layout import check_config, check_finite, check_tensors, identity
-from arriero.models.rope import rope_scaling
+from arriero.models.families import Family, family_of
+from arriero.models.json_files import Settings, read_json
+from arriero.models.layout import check_config, check_finite, check_tensors, identity, tensor_shapes
 from arriero.models.safetensors_files import Weight, open_weights
 
+_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<module>\w+\.\w+)\.(?P<kind>weight|bias)")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS_AT_ONCE = 4096
 
@@ -37,8 +38,9 @@ class DirectoryCheckpoint:
         self.path = path
         config_file = path / "config.json"
         settings = Settings(config_file, read_json(config_file))
-        config = check_config(config_file, _architecture(settings)(settings))
-        weights = open_weights(path)
+        self._family = family_of(settings)
+        config = check_config(config_file, self._family.config(settings))
+        weights = _split(open_weights(path), self._family, config)
         files = sorted({weight.file for weight in weights.values()})
         self.config, self._weights = _tied(config, weights)
         check_tensors(path, self.config, {name: weight.shape for name, weight in self._weights.items()})
@@ -49,7 +51,8 @@ class DirectoryCheckpoint:
         weight = self._weights.get(name)
         if weight is None:
             raise ModelLoadError(f"{self.path}: has no tensor {name}.")
-        return check_finite(weight.file, weight.name, weight.rows(0, weight.shape[0]))
+        values = check_finite(weight.file, weight.name, weight.rows(0, weight.shape[0]))
+        return values + 1 if self._family.norms_from_one and name.endswith("norm.weight") else values
 
     def __contains__(self, name: str) -> bool:
         return name in self._weights
@@ -63,56 +66,27 @@ class DirectoryCheckpoint:
         return counts.most_common(1)[0][0]
 
 
-def _llama(settings: Settings) -> DecoderConfig:
-    """Defaults are those of transformers' LlamaConfig; sizes have none, a file without them is damaged."""
-    settings.neutral("hidden_act", "silu", "swish")
-    settings.neutral("rope_interleaved", False)
-    num_heads = settings.integer("num_attention_heads")
-    hidden_size = settings.integer("hidden_size")
-    rope_theta, scaling = _rope(settings)
-    return DecoderConfig(
-        family="llama",
-        num_layers=settings.integer("num_hidden_layers"),
-        hidden_size=hidden_size,
-        intermediate_size=settings.integer("intermediate_size"),
-        num_heads=num_heads,
-        num_kv_heads=settings.integer("num_key_value_heads", num_heads),
-        head_dim=settings.integer("head_dim", hidden_size // max(num_heads, 1)),
-        vocab_size=settings.integer("vocab_size"),
-        context=settings.integer("max_position_embeddings", 2048),
-        norm_epsilon=settings.number("rms_norm_eps", 1e-6),
-        rope_theta=rope_theta,
-        rope_scaling=scaling,
-        tie_embeddings=settings.boolean("tie_word_embeddings"),
-        attention_bias=settings.boolean("attention_bias"),
-        mlp_bias=settings.boolean("mlp_bias"),
-    )
-
-
-ARCHITECTURES: Mapping[str, Callable[[Settings], DecoderConfig]] = {"LlamaForCausalLM": _llama}
-
-
-def _architecture(settings: Settings) -> Callable[[Settings], DecoderConfig]:
-    settings.neutral("quantization_config")
-    listed = settings.values.get("architectures")
-    name = listed[0] if isinstance(listed, list) and len(listed) == 1 else listed
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedModel(f"{settings.file}: the architecture is {brief(name)}, Arriero runs {known}.")
-    return ARCHITECTURES[name]
-
-
-def _rope(settings: Settings) -> tuple[float, Mapping[str, Any] | None]:
-    """Base and scaling, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`."""
-    parameters = settings.values.get("rope_scaling") or settings.values.get("rope_parameters") or {}
-    if not isinstance(parameters, dict):
-        raise settings.unexpected("rope_parameters", "a JSON object")
-    # What the object leaves out stands beside it, or is the context the model was trained for.
-    outer = {name: settings.values.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    outer["original_max_position_embeddings"] = settings.integer("max_position_embeddings", 2048)
-    merged = Settings(settings.file, {**outer, **parameters})
-    merged.neutral("partial_rotary_factor", 1, 1.0)
-    return merged.number("rope_theta", 10000.0), rope_scaling(settings.file, merged.values)
+def _split(weights: dict[str, Weight], family: Family, config: DecoderConfig) -> dict[str, Weight]:
+    """The same weights, those that the family stores as one as the parts they have."""
+    rows = {name: shape[0] for name, shape in tensor_shapes(replace(config, num_layers=1))}
+    result = {}
+    for name, weight in weights.items():
+        layer = _LAYER.fullmatch(name)
+        if layer is None or layer["module"] not in family.fused:
+            result[name] = weight
+            continue
+        first = 0
+        for part in family.fused[layer["module"]]:
+            count = rows.get(f"model.layers.0.{part}.{layer['kind']}", 0)
+            result[f"{layer['prefix']}{part}.{layer['kind']}"] = replace(
+                weight, shape=(count, *weight.shape[1:]), first=first
+            )
+            first += count
+        if weight.shape[:1] != (first,):
+            raise ModelLoadError(
+                f"{weight.file}: tensor {name} has shape {list(weight.shape)}, the configuration implies {first} rows."
+            )
+    return result
 
 
 def _tied(config: DecoderConfig, weights: dict[str, Weight]) -> tuple[DecoderConfig, dict[str, Weight]]:

@@ -217,6 +217,7 @@ def _config(file: GGUFFile, architecture: Architecture) -> DecoderConfig:
         rope_scaling=_rope_scaling(file, metadata, head_dim),
         tie_embeddings="output.weight" not in file.tensors,
         attention_bias="blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
     )
     return check_config(file.path, config)
@@ -243,6 +244,8 @@ def _rope_scaling(file: GGUFFile, metadata: _Metadata, head_dim: int) -> Mapping
     factor = metadata.fields.get("rope.scaling.factor", 1.0)
     # A factor without a type is linear scaling, as in llama.cpp.
     kind = metadata.fields.get("rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
+    if kind not in ("none", "linear"):
+        raise UnsupportedModel(f"{file.path}: the rope scaling is of type {kind!r}, Arriero computes none and linear.")
     scaling = rope_scaling(file.path, {"rope_type": kind, "factor": factor})
     if _ROPE_FACTORS not in file.tensors:
         return scaling

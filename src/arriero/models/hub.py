@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arriero.errors import ModelLoadError
-from arriero.models.directory import read_json
 from arriero.models.download import Progress
+from arriero.models.json_files import read_json
 from arriero.models.repository import HubName, needed_files
 
 if TYPE_CHECKING:

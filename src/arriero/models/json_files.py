@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 
@@ -33,28 +33,47 @@ class Settings:
         """The named number as float."""
         value = self.values.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        if not is_number(value):
             raise self.unexpected(name, "a number")
         return float(value)
 
-    def boolean(self, name: str) -> bool:
-        """The named switch, off when absent."""
+    def boolean(self, name: str, default: bool = False) -> bool:
+        """The named switch."""
         value = self.values.get(name)
         if value not in (None, False, True):
             raise self.unexpected(name, "true or false")
-        return bool(value)
+        return default if value is None else bool(value)
+
+    def items(self, name: str) -> list[Any] | None:
+        """The named list; None when absent."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, list):
+            raise self.unexpected(name, "a list")
+        return value
+
+    def within(self, name: str) -> Settings:
+        """The JSON object under a name, empty when absent."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self.unexpected(name, "a JSON object")
+        return Settings(self.file, value or {})
 
     def neutral(self, name: str, *allowed: Any) -> None:
         """Raise unless the named setting is absent or one of the values that change nothing."""
         value = self.values.get(name)
         if value is not None and value not in allowed:
-            raise UnsupportedModel(
-                f"{self.file}: {name} is {brief(value)}, which asks for something that Arriero does not compute."
-            )
+            raise self.unsupported(name)
 
     def unexpected(self, name: str, expected: str) -> ModelLoadError:
         """The error for a setting of the wrong type."""
         return ModelLoadError(f"{self.file}: {name} is {brief(self.values.get(name))}, expected {expected}.")
+
+    def unsupported(self, name: str) -> UnsupportedModel:
+        """The error for a setting that is not computed."""
+        return UnsupportedModel(
+            f"{self.file}: {name} is {brief(self.values.get(name))}, which asks for something "
+            "that Arriero does not compute."
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -68,6 +87,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelLoadError(f"{file}: holds {type(content).__name__}, expected a JSON object.")
     return content
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """True for a finite number; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def brief(value: Any) -> str:

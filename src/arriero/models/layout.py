@@ -1,4 +1,4 @@
-"""What a checkpoint of the LLaMA family must contain, whatever container it comes in.
+"""What a checkpoint must contain, whatever container it comes in.
 
 Both containers check their tensors against this when they are opened, so that a wrong file fails at once
 and not in the middle of a conversion.
@@ -28,32 +28,53 @@ _SIZES = (
     "vocab_size",
     "context",
 )
+_POSITIVE = (
+    "norm_epsilon",
+    "rope_theta",
+    "local_rope_theta",
+    "attention_scale",
+    "attention_softcap",
+    "logits_softcap",
+    "embedding_scale",
+    "residual_scale",
+    "logits_scale",
+)
 
 
 def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that the configuration asks for; linear layers are [out, in]."""
+    yield "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
+    for layer in range(config.num_layers):
+        for name, shape in _layer_shapes(config):
+            yield f"model.layers.{layer}.{name}", shape
+    yield "model.norm.weight", (config.hidden_size,)
+    if not config.tie_embeddings:
+        yield "lm_head.weight", (config.vocab_size, config.hidden_size)
+
+
+def _layer_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
+    for norm in dataclasses.astuple(config.norms):
+        if norm is not None:
+            yield f"{norm}.weight", (hidden,)
+    if config.qk_norm is not None:
+        whole = config.qk_norm == "projection"
+        yield "self_attn.q_norm.weight", (queries if whole else config.head_dim,)
+        yield "self_attn.k_norm.weight", (keys if whole else config.head_dim,)
     linear = {
-        **{f"self_attn.{name}": (shape, config.attention_bias) for name, shape in attention.items()},
-        "self_attn.o_proj": ((hidden, queries), config.attention_bias),
+        "self_attn.q_proj": ((queries, hidden), config.attention_bias),
+        "self_attn.k_proj": ((keys, hidden), config.attention_bias),
+        "self_attn.v_proj": ((keys, hidden), config.attention_bias),
+        "self_attn.o_proj": ((hidden, queries), config.output_bias),
         "mlp.gate_proj": ((inner, hidden), config.mlp_bias),
         "mlp.up_proj": ((inner, hidden), config.mlp_bias),
         "mlp.down_proj": ((hidden, inner), config.mlp_bias),
     }
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        yield prefix + "input_layernorm.weight", (hidden,)
-        yield prefix + "post_attention_layernorm.weight", (hidden,)
-        for module, (shape, has_bias) in linear.items():
-            yield f"{prefix}{module}.weight", shape
-            if has_bias:
-                yield f"{prefix}{module}.bias", shape[:1]
-    yield "model.norm.weight", (hidden,)
-    if not config.tie_embeddings:
-        yield "lm_head.weight", (config.vocab_size, hidden)
+    for module, (shape, has_bias) in linear.items():
+        yield f"{module}.weight", shape
+        if has_bias:
+            yield f"{module}.bias", shape[:1]
 
 
 def check_config(source: Path, config: DecoderConfig) -> DecoderConfig:
@@ -65,12 +86,25 @@ def check_config(source: Path, config: DecoderConfig) -> DecoderConfig:
         raise ModelLoadError(
             f"{source}: {config.num_heads} attention heads cannot share {config.num_kv_heads} key/value heads evenly."
         )
-    if config.head_dim % 2:
-        raise ModelLoadError(f"{source}: the head size is {config.head_dim}, rotary positions need an even one.")
-    for name in ("norm_epsilon", "rope_theta"):
+    rotary_dim = config.head_dim if config.rotary_dim is None else config.rotary_dim
+    if rotary_dim % 2 or not 0 < rotary_dim <= config.head_dim:
+        raise ModelLoadError(
+            f"{source}: the head size is {config.head_dim}, positions turn {rotary_dim}; expected an even number."
+        )
+    for name in _POSITIVE:
         value = getattr(config, name)
-        if not (math.isfinite(value) and value > 0):
+        if value is not None and not (math.isfinite(value) and value > 0):
             raise ModelLoadError(f"{source}: {name} is {value}, expected a positive number.")
+    scaling = config.rope_scaling or {}
+    if len(scaling.get("factors", ())) not in (0, rotary_dim // 2):
+        raise ModelLoadError(
+            f"{source}: the rope scaling has {len(scaling['factors'])} factors, expected {rotary_dim // 2}."
+        )
+    if scaling.get("rope_type") == "yarn" and config.rope_theta <= 1:
+        raise ModelLoadError(f"{source}: yarn rope scaling needs a rope_theta above 1, not {config.rope_theta}.")
+    for window in config.windows:
+        if window is not None and window < 1:
+            raise ModelLoadError(f"{source}: a sliding window has {window} tokens, expected at least 1.")
     return config
 
 

@@ -39,11 +39,14 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     slice: Any
+    first: int = 0
+    """The tensor's first row in `slice`, which may hold several tensors."""
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start..stop-1 along the first dimension."""
         try:
-            return np.asarray(self.slice[start : min(stop, self.shape[0])], dtype=np.float32)
+            part = self.slice[self.first + start : self.first + min(stop, self.shape[0])]
+            return np.asarray(part, dtype=np.float32)
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(f"{self.file}: tensor {self.name} cannot be read: {error}.") from error
 

@@ -19,13 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint
-from arriero.models.rope import inverse_frequencies
+from arriero.models.rope import inverse_frequencies, rotation_scale
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
 from arriero.runners.onnx.formats import Format, Rows, linear
 
 EMBEDDINGS_FILE = "embeddings.npy"
+_ROTATIONS = {False: ("cosines", "sines"), True: ("local.cosines", "local.sines")}
+"""By whether a layer has positions of its own for its window."""
 
 
 def build_decoder(
@@ -58,31 +61,38 @@ class _Decoder:
         self.observed = observed
 
     def build(self, directory: Path, progress: Callable[[int, int], None]) -> None:
-        graph, config = self.graph, self.config
+        graph, config, norms = self.graph, self.config, self.config.norms
         embeddings = self.checkpoint.tensor("model.embed_tokens.weight")
-        np.save(directory / EMBEDDINGS_FILE, embeddings)
+        np.save(directory / EMBEDDINGS_FILE, embeddings * np.float32(config.embedding_scale))
         self._declare_inputs()
         residual = graph.op("Reshape", ["hidden"], ints=[-1, config.hidden_size])
-        normed = self._norm("model.layers.0.input_layernorm.weight", residual)
+        first = _norm_name(0, norms.before_attention)
+        normed = residual if first is None else self._norm(first, residual)
         for layer in range(config.num_layers):
             progress(layer, config.num_layers)
-            prefix = f"model.layers.{layer}"
-            attended = self._attention(layer, normed)
-            normed, residual = self._add_norm(f"{prefix}.post_attention_layernorm.weight", residual, attended)
-            branch = self._mlp(layer, normed)
+            attended = self._branch(layer, norms.after_attention, self._attention(layer, normed))
+            normed, residual = self._add_norm(_norm_name(layer, norms.before_mlp), residual, attended)
+            branch = self._branch(layer, norms.after_mlp, self._mlp(layer, normed))
             if layer + 1 < config.num_layers:
-                next_norm = f"model.layers.{layer + 1}.input_layernorm.weight"
-                normed, residual = self._add_norm(next_norm, residual, branch)
+                normed, residual = self._add_norm(_norm_name(layer + 1, norms.before_attention), residual, branch)
         # The vocabulary projection is a fifth of a small model's arithmetic: only where it is wanted.
         branch, residual = (graph.op("Gather", [value, "wanted"], axis=0) for value in (branch, residual))
         normed, _ = self._add_norm("model.norm.weight", residual, branch)
+        self._logits(normed, embeddings)
+        progress(config.num_layers, config.num_layers)
+
+    def _logits(self, normed: str, embeddings: NDArray[np.float32]) -> None:
+        graph, config = self.graph, self.config
         zero_points = graph.op("Gather", ["zero_points", "wanted"], axis=0)
         head = self.weights.head
-        rows = head.rows(graph, normed, zero_points=zero_points)
+        rows = head.rows(graph, self._scaled(normed, config.logits_scale), zero_points=zero_points)
         vectors = embeddings if config.tie_embeddings else self.checkpoint.tensor("lm_head.weight")
-        graph.node("Identity", [linear(graph, head, rows, "lm_head.weight", vectors)], ["logits"])
+        logits = linear(graph, head, rows, "lm_head.weight", vectors)
+        if config.logits_softcap is not None:
+            bounded = graph.op("Tanh", [self._scaled(logits, 1 / config.logits_softcap)])
+            logits = self._scaled(bounded, config.logits_softcap)
+        graph.node("Identity", [logits], ["logits"])
         graph.output("logits", np.float32, ["wanted", config.vocab_size])
-        progress(config.num_layers, config.num_layers)
 
     def _declare_inputs(self) -> None:
         graph, config = self.graph, self.config
@@ -93,16 +103,22 @@ class _Decoder:
         graph.input("packed_shape", np.int64, [3])
         graph.input("zero_points", np.uint8, ["positions"])
         positions = np.arange(config.context, dtype=np.float32)
-        angles = positions[:, None] * inverse_frequencies(config)
-        graph.constant("cosines", np.cos(angles))
-        graph.constant("sines", np.sin(angles))
+        local = {config.local_rope_theta is not None and window is not None for window in config.windows or (None,)}
+        for each in sorted(local):
+            angles = positions[:, None] * inverse_frequencies(config, local=each)
+            scale = np.float32(rotation_scale(config, local=each))
+            graph.constant(_ROTATIONS[each][0], np.cos(angles) * scale)
+            graph.constant(_ROTATIONS[each][1], np.sin(angles) * scale)
 
     def _norm(self, name: str, value: str) -> str:
         gamma = self.graph.constant(name, self.checkpoint.tensor(name))
         return self.graph.op("SimplifiedLayerNormalization", [value, gamma], epsilon=self.config.norm_epsilon)
 
-    def _add_norm(self, name: str, residual: str, branch: str) -> tuple[str, str]:
-        """The normalised sum of residual and branch, and the sum itself."""
+    def _add_norm(self, name: str | None, residual: str, branch: str) -> tuple[str, str]:
+        """The normalised sum of residual and branch, and the sum itself; without a norm they are the same."""
+        if name is None:
+            total = self.graph.op("Add", [residual, branch])
+            return total, total
         gamma = self.graph.constant(name, self.checkpoint.tensor(name))
         normed, total = f"{name}.normed", f"{name}.sum"
         self.graph.node(
@@ -113,6 +129,16 @@ class _Decoder:
             epsilon=self.config.norm_epsilon,
         )
         return normed, total
+
+    def _branch(self, layer: int, norm: str | None, value: str) -> str:
+        """What attention or the MLP give, as it is added to the residual stream."""
+        name = _norm_name(layer, norm)
+        return self._scaled(value if name is None else self._norm(name, value), self.config.residual_scale)
+
+    def _scaled(self, value: str, factor: float) -> str:
+        if factor == 1:
+            return value
+        return self.graph.op("Mul", [value, self.graph.shared(f"scale_{factor!r}", np.array(factor, np.float32))])
 
     def _attention(self, layer: int, normed: str) -> str:
         graph, config = self.graph, self.config
@@ -129,33 +155,55 @@ class _Decoder:
         if config.attention_bias:
             bias = np.concatenate([self.checkpoint.tensor(f"{part}.bias") for part in parts])
             qkv = graph.op("Add", [qkv, graph.constant(f"{prefix}.qkv_proj.bias", bias)])
+        if config.qk_norm is None:
+            packed = [graph.op("Reshape", [qkv, "packed_shape"]), "", ""]
+        else:
+            packed = self._normed_heads(prefix, qkv)
+        attended = self._attended(layer, packed)
+        flat = graph.op("Reshape", [attended], ints=[-1, config.num_heads * config.head_dim])
+        output = self._layer(f"{prefix}.o_proj", self.weights.rows(graph, flat, zero_points="zero_points"))
+        return self._bias(f"{prefix}.o_proj.bias", output) if config.output_bias else output
+
+    def _normed_heads(self, prefix: str, qkv: str) -> list[str]:
+        """Queries, keys and values [batch, tokens, size], the first two normalised."""
+        graph, config = self.graph, self.config
+        names = [f"{prefix}.{part}" for part in "qkv"]
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        graph.node("Split", [qkv, graph.ints(queries, keys, keys)], names, axis=1)
+        query, key, value = names
+        if config.qk_norm == "head":
+            query, key = (graph.op("Reshape", [name], ints=[-1, config.head_dim]) for name in (query, key))
+        query, key = self._norm(f"{prefix}.q_norm.weight", query), self._norm(f"{prefix}.k_norm.weight", key)
+        return [graph.op("Reshape", [name, "packed_shape"]) for name in (query, key, value)]
+
+    def _attended(self, layer: int, packed: list[str]) -> str:
+        """What a layer's tokens attend to, [batch, tokens, heads * head_dim]; their keys and values go to the cache."""
+        graph, config = self.graph, self.config
         cache: list[int | str] = ["batch", config.num_kv_heads, "length", config.head_dim]
         past = [graph.input(f"past.{layer}.{kind}", np.float32, cache) for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
+        window = config.window(layer)
+        options: dict[str, float | None] = {
+            "local_window_size": window,
+            "scale": config.attention_scale,
+            "softcap": config.attention_softcap,
+        }
+        rotations = _ROTATIONS[window is not None and config.local_rope_theta is not None]
+        turned = layer not in config.layers_without_positions
         attended = f"attended.{layer}"
         graph.node(
             "GroupQueryAttention",
-            [
-                graph.op("Reshape", [qkv, "packed_shape"]),
-                "",
-                "",
-                *past,
-                "seqlens_k",
-                "total_length",
-                "cosines",
-                "sines",
-            ],
+            [*packed, *past, "seqlens_k", "total_length", *(rotations if turned else ())],
             [attended, *present],
             domain=CONTRIB,
             num_heads=config.num_heads,
             kv_num_heads=config.num_kv_heads,
-            do_rotary=1,
+            do_rotary=int(turned),
+            **{name: value for name, value in options.items() if value is not None},
         )
         for name in present:
             graph.output(name, np.float32, cache)
-        flat = graph.op("Reshape", [attended], ints=[-1, config.num_heads * config.head_dim])
-        output = self._layer(f"{prefix}.o_proj", self.weights.rows(graph, flat, zero_points="zero_points"))
-        return self._bias(f"{prefix}.o_proj.bias", output) if config.attention_bias else output
+        return attended
 
     def _mlp(self, layer: int, normed: str) -> str:
         graph = self.graph
@@ -171,8 +219,7 @@ class _Decoder:
             name = f"{prefix}.up_proj.weight"
             up = self.weights.product(graph, rows, name, self.checkpoint.tensor(name))
             lacking = rows.scale
-        active = graph.op("QuickGelu", [gate], domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
-        inner = graph.op("Mul", [active, up])
+        inner = graph.op("Mul", [self._active(gate), up])
         if self.observed:
             whole = inner if lacking is None else graph.op("Mul", [inner, lacking])
             name = f"reach.{layer}"
@@ -182,8 +229,18 @@ class _Decoder:
         output = self._layer(f"{prefix}.down_proj", rows)
         return self._bias(f"{prefix}.down_proj.bias", output) if self.config.mlp_bias else output
 
+    def _active(self, gate: str) -> str:
+        if self.config.activation == "silu":
+            return self.graph.op("QuickGelu", [gate], domain=CONTRIB, alpha=1.0)  # x * sigmoid(x)
+        approximate = "tanh" if self.config.activation == "gelu_tanh" else "none"
+        return self.graph.op("Gelu", [gate], approximate=approximate)
+
     def _layer(self, name: str, rows: Rows) -> str:
         return linear(self.graph, self.weights, rows, f"{name}.weight", self.checkpoint.tensor(f"{name}.weight"))
 
     def _bias(self, name: str, value: str) -> str:
         return self.graph.op("Add", [value, self.graph.constant(name, self.checkpoint.tensor(name))])
+
+
+def _norm_name(layer: int, norm: str | None) -> str | None:
+    return None if norm is None else f"model.layers.{layer}.{norm}.weight"

@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from arriero.models.architecture import Checkpoint, DecoderConfig
+from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.decoder import EMBEDDINGS_FILE
 from arriero.runners.onnx.formats import ZERO_POINT
@@ -33,47 +33,61 @@ _WRITES = ("o_proj", "down_proj")
 
 
 class SmoothedCheckpoint:
-    """A `Checkpoint` whose weights are another's in smoother coordinates; embeddings and head are untied."""
+    """A `Checkpoint` whose weights are another's in smoother coordinates.
+
+    The stream is rotated where every layer reads it through a norm and writes to it without one. A norm behind a
+    branch (Gemma 2, OLMo 2) multiplies each channel of what it adds, which no rotation passes through: there only the
+    MLP is evened out. Rotated, embeddings and head are untied.
+    """
 
     def __init__(self, original: Checkpoint, reach: Sequence[NDArray[np.float32]] | None = None) -> None:
         """`reach[N]`, float32 [intermediate], is how far the inner channels of layer N's MLP reach, if observed."""
         self._original = original
         self._reach = reach
+        self._rotates = original.config.norms == PRE_NORMS
         self.identity = original.identity
 
     @cached_property
     def config(self) -> DecoderConfig:
-        """The original's, with a head of its own: the head takes in the last norm's gamma, the embeddings do not."""
-        return dataclasses.replace(self._original.config, tie_embeddings=False)
+        """The original's; rotated, with a head of its own: it takes in the last norm's gamma, the embeddings do not."""
+        original = self._original.config
+        return dataclasses.replace(original, tie_embeddings=False) if self._rotates else original
 
     def __contains__(self, name: str) -> bool:
-        return name in self._original or name == "lm_head.weight"
+        return name in self._original or (self._rotates and name == "lm_head.weight")
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.tensor`."""
-        if name.endswith("norm.weight"):
-            return np.ones_like(self._original.tensor(name))
-        if name == "model.embed_tokens.weight":
-            return rotate(self._original.tensor(name))
-        if name == "lm_head.weight":
+        if name == "lm_head.weight" and self._rotates:
             tied = self._original.config.tie_embeddings
             head = self._original.tensor("model.embed_tokens.weight" if tied else name)
             return rotate(head * self._original.tensor("model.norm.weight"))
-        return self._layer_tensor(name)
+        value = self._evened(name)
+        return self._rotated(name, value) if self._rotates else value
 
-    def _layer_tensor(self, name: str) -> NDArray[np.float32]:
-        layer, _, module, kind = name.rsplit(".", 3)  # model.layers.0 . mlp . up_proj . weight
+    def _evened(self, name: str) -> NDArray[np.float32]:
         value = self._original.tensor(name)
-        if module == "up_proj":
-            value = value / self._factors(layer).reshape(-1, *[1] * (value.ndim - 1))
-        elif module == "down_proj" and kind == "weight":
-            value = value * self._factors(layer)
+        layer, _, module = name.removesuffix(".weight").rpartition(".mlp.")  # model.layers.0 .mlp. up_proj
+        if module in ("up_proj", "up_proj.bias"):
+            return value / self._factors(layer).reshape(-1, *[1] * (value.ndim - 1))
+        return value * self._factors(layer) if module == "down_proj" else value
+
+    def _rotated(self, name: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
+        if name == "model.embed_tokens.weight":
+            return rotate(value)
+        layer, module, kind = name.rsplit(".", 2)  # model.layers.0.mlp . up_proj . weight
+        if module.endswith("norm"):
+            return value if module in ("q_norm", "k_norm") else np.ones_like(value)
         if module in _WRITES:
             return rotate(value) if kind == "bias" else np.ascontiguousarray(rotate(value.T).T)
-        return value if kind == "bias" else rotate(value * self._gamma(layer, module))
+        return value if kind == "bias" else rotate(value * self._gamma(layer.rpartition(".")[0], module))
 
     def _gamma(self, layer: str, module: str) -> NDArray[np.float32]:
-        norm = "input_layernorm" if module in _READS_ATTENTION_NORM else "post_attention_layernorm"
+        """What each channel of the stream is multiplied by before a module of this layer reads it."""
+        norms = self._original.config.norms
+        norm = norms.before_attention if module in _READS_ATTENTION_NORM else norms.before_mlp
+        if norm is None:
+            return np.ones(self._original.config.hidden_size, np.float32)
         return self._original.tensor(f"{layer}.{norm}.weight")
 
     def _factors(self, layer: str) -> NDArray[np.float32]:
