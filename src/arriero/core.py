@@ -172,6 +172,8 @@ class EngineStats:
     generated_tokens: int = 0
     reserved_tokens: int = 0
     """Tokens of the key/value budget that admitted requests may come to hold."""
+    kept_tokens: int = 0
+    """Prompt tokens of ended requests that are kept for prompts that begin like theirs."""
 
 
 class Engine(Protocol):
@@ -276,6 +278,8 @@ class RunnerInfo:
     """Prompts of at least this many tokens must be cut into chunks of at least this many, for `invariant` to hold."""
     chunked_prefill: bool = True
     """Takes several tokens in a row that already holds some."""
+    truncation: bool = True
+    """Can forget the end of what a slot holds; else `truncate` is never called."""
     hidden_size: int = 0
     """Width of the hidden states that `states` returns; 0: it returns none."""
     num_adapters: int = 0

@@ -124,12 +124,21 @@ def alone(request: GenerationRequest) -> dict:
     return answers
 
 
+BASE = (1, 2, 3, 4) * 5
+prompts = st.one_of(
+    st.lists(st.integers(1, 4), min_size=1, max_size=30).map(tuple),
+    # Many begin alike, and some are the beginnings of others.
+    st.builds(
+        lambda length, rest: BASE[:length] + tuple(rest),
+        st.integers(6, len(BASE)),
+        st.lists(st.integers(1, 4), max_size=10),
+    ),
+)
+
 requests = st.builds(
     GenerationRequest,
     id=st.just("r"),
-    prompts=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=30).map(tuple), min_size=1, max_size=3).map(
-        tuple
-    ),
+    prompts=st.lists(prompts, min_size=1, max_size=3).map(tuple),
     max_tokens=st.integers(0, 12),
     num_choices=st.sampled_from([1, 1, 1, 2, 3]),
     sampling=st.builds(
@@ -168,9 +177,11 @@ class Engine(RuleBasedStateMachine):
         chunk=st.integers(1, 20),
         chunk_beside_decode=st.integers(1, 8),
         least=st.integers(1, 3),
+        prefix_tokens=st.sampled_from([0, 20, 100]),
     )
-    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode, least):
+    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode, least, prefix_tokens):
         self.least = least
+        self.prefix_tokens = prefix_tokens
         self.budget, self.max_queue, self.chunks = budget, max_queue, (chunk, chunk_beside_decode)
         self.runner = PrefixRunner(num_slots)
         self.scheduler = Scheduler(
@@ -179,6 +190,7 @@ class Engine(RuleBasedStateMachine):
             max_queue=max_queue,
             chunk=chunk,
             chunk_beside_decode=chunk_beside_decode,
+            prefix_tokens=prefix_tokens,
         )
         self.groups = []  # unfinished, in the order they came
         self.events = defaultdict(lambda: defaultdict(list))
@@ -240,6 +252,9 @@ class Engine(RuleBasedStateMachine):
             assert group in self.groups
             heard = self.events[group]
             scored = isinstance(event, PromptScored)
+            if isinstance(event, Finished):
+                self.check_cached(group, event)
+                event = replace(event, cached_tokens=0)
             heard[f"prompt {event.prompt}" if scored else event.index].append(event)
             if not scored and group.request.prompt_logprobs is not None:
                 assert f"prompt {event.index // group.request.num_choices}" in heard
@@ -278,6 +293,12 @@ class Engine(RuleBasedStateMachine):
         admitted = [group.sequences[0].slot >= 0 for group in self.groups]
         assert admitted == sorted(admitted, reverse=True)
 
+    def check_cached(self, group, event):
+        """Some of a prompt is always computed, and all of it where its probabilities are asked for."""
+        prompt = group.request.prompts[event.index // group.request.num_choices]
+        assert event.cached_tokens <= max(0, len(prompt) - self.least)
+        assert not event.cached_tokens or (self.prefix_tokens and group.request.prompt_logprobs is None)
+
     def check_answer(self, group):
         """What was said is a beginning of what is said alone, whenever the request is cut off."""
         for index, events in self.events[group].items():
@@ -291,6 +312,7 @@ class Engine(RuleBasedStateMachine):
         holding = [s for group in self.groups for s in group.sequences if s.slot >= 0 and not s.finished]
         assert len({sequence.slot for sequence in holding}) == len(holding) == stats.running
         assert stats.reserved_tokens == sum(sequence.num_reserved_tokens for sequence in holding) <= self.budget
+        assert stats.kept_tokens <= min(self.prefix_tokens, self.budget - stats.reserved_tokens)
         assert stats.waiting == sum(group.sequences[0].slot < 0 for group in self.groups)
 
     def teardown(self):
@@ -306,7 +328,8 @@ class Engine(RuleBasedStateMachine):
         assert self.scheduler.schedule() is None
         stats = self.scheduler.stats()
         assert (stats.waiting, stats.running, stats.reserved_tokens) == (0, 0, 0)
-        assert self.runner.num_held() == 0
+        # What is left is what is kept for later prompts.
+        assert stats.kept_tokens or self.runner.num_held() == 0
 
 
 Engine.TestCase.settings = settings(max_examples=250, stateful_step_count=30, deadline=None)

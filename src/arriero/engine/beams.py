@@ -132,7 +132,7 @@ class BeamSearch:
         going.sort(key=lambda going_on: -going_on[0].score)
         return self._go_on(going[: self._spec.num_beams])
 
-    def events(self) -> list[Event]:
+    def events(self, num_cached_tokens: int = 0) -> list[Event]:
         """What is to be told once the search is decided: the best hypotheses, each with all its tokens.
 
         Where fewer than `num_choices` answers are possible, the last of them stands for the missing ones.
@@ -143,7 +143,7 @@ class BeamSearch:
             hypothesis = self._hypotheses[min(choice, len(self._hypotheses) - 1)]
             for token, logprob in zip(hypothesis.tokens, hypothesis.logprobs, strict=True):
                 events.append(Token(index, token, logprob))
-            events.append(Finished(index, hypothesis.reason, hypothesis.num_tokens))
+            events.append(Finished(index, hypothesis.reason, hypothesis.num_tokens, num_cached_tokens))
         return events
 
     # Candidates

@@ -31,6 +31,8 @@ def execute(runner: Runner, step: Step) -> Results:
     """Let the runner do what a step says, and make of its logits what the step wants."""
     if step.copies:
         runner.copy(step.copies)
+    for slot, length in step.truncations:
+        runner.truncate(slot, length)
     for slot in step.frees:
         runner.free(slot)
     if not step.rows:
@@ -108,12 +110,14 @@ class LocalEngine:
         max_queue: int = 256,
         chunk: int = 512,
         chunk_beside_decode: int = 64,
+        prefix_tokens: int = 0,
     ) -> None:
         """The factory is called by `start`, in the model thread, where the runner then lives.
 
         `token_budget` bounds the tokens that admitted requests may come to hold; without it, every slot may be
         full. `max_queue` bounds the requests that wait. A step reads at most `chunk` prompt tokens,
-        `chunk_beside_decode` while answers are being written.
+        `chunk_beside_decode` while answers are being written. Of requests that ended, up to `prefix_tokens` prompt
+        tokens are kept for prompts that begin like theirs.
         """
         self._runner_factory = runner_factory
         self._constraints = constraints
@@ -121,6 +125,7 @@ class LocalEngine:
         self._max_queue = max_queue
         self._chunk = chunk
         self._chunk_beside_decode = chunk_beside_decode
+        self._prefix_tokens = prefix_tokens
 
         self._changed = threading.Condition()  # guards these four and everything inside the scheduler
         self._scheduler: Scheduler | None = None
@@ -264,6 +269,7 @@ class LocalEngine:
                 max_queue=self._max_queue,
                 chunk=self._chunk,
                 chunk_beside_decode=self._chunk_beside_decode,
+                prefix_tokens=self._prefix_tokens,
             )
             return self._scheduler
 

@@ -16,6 +16,9 @@ Rules:
   that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
   younger ones join it as rows of their own if they fit whole.
 - **A prompt is read once.** Its first choice reads it, the others copy that slot and draw from the same logits.
+- **What was read is not read again.** A prompt that begins like one that was read, or is being read, copies that
+  beginning; if an older prompt is about to read it, it waits for that. Slots of ended requests keep their prompts
+  until slots or tokens are needed, the least recently used go first (`arriero.engine.prefixes`).
 - **A beam search is a request for as many choices as it has beams**, until it decides which tokens they get: it
   says which slots become copies of which, and all its slots go back when it is over.
 
@@ -46,6 +49,7 @@ from arriero.core import (
 )
 from arriero.engine import limits
 from arriero.engine.beams import Candidate
+from arriero.engine.prefixes import Prefixes
 from arriero.engine.sampling import Draw
 from arriero.engine.sequence import Group, Sequence, group_of
 from arriero.engine.step import Results, Scoring, Step
@@ -68,9 +72,11 @@ class Scheduler:
         max_queue: int,
         chunk: int = 512,
         chunk_beside_decode: int = 64,
+        prefix_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`token_budget` bounds the tokens that admitted requests may come to hold; `max_queue` the waiting requests.
+        """`token_budget` bounds the tokens that admitted requests may come to hold; `max_queue` the waiting requests;
+        `prefix_tokens` the prompt tokens of ended requests that are kept for prompts that begin like theirs.
 
         `clock` (seconds) serves only to estimate when an overloaded engine may have room again.
         """
@@ -85,8 +91,11 @@ class Scheduler:
         self._running: list[Sequence] = []  # oldest first; followers join when their leader has read the prompt
         self._free_slots = list(range(info.num_slots))  # a heap: low slots first keeps the used memory together
         self._reserved_tokens = 0
+        can_share = info.chunked_prefill and info.truncation
+        self._ended = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
         self._frees: list[int] = []
+        self._just_ended: list[Sequence] = []  # their slots may be kept, but only for the prompts in them
 
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -130,12 +139,14 @@ class Scheduler:
         if not self._running and not self._frees:
             return None
         copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
-        step = Step(copies, self._frees, started=self._clock())
-        self._copies, self._frees = [], []
+        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._ended]
+        step = Step(copies, self._frees, truncations, started=self._clock())
+        self._copies, self._frees, self._just_ended = [], [], []
         prefilling = []
         for sequence in self._running:
             if sequence.num_computed_tokens < sequence.num_prompt_tokens:
-                prefilling.append(sequence)
+                if self._ended.ready(sequence, self._running):
+                    prefilling.append(sequence)
             elif sequence.num_computed_tokens < len(sequence.tokens):  # else its place in a beam search has no beam
                 self._add_row(step, sequence, 1)
         self._add_prompts(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
@@ -175,12 +186,13 @@ class Scheduler:
         """Counts as of now."""
         return EngineStats(
             waiting=len(self._waiting),
-            running=self._info.num_slots - len(self._free_slots),
+            running=self._info.num_slots - len(self._free_slots) - len(self._ended),
             num_slots=self._info.num_slots,
             steps=self._num_steps,
             prompt_tokens=self._num_prompt_tokens,
             generated_tokens=self._num_generated_tokens,
             reserved_tokens=self._reserved_tokens,
+            kept_tokens=self._ended.num_tokens,
         )
 
     # Admission
@@ -188,14 +200,20 @@ class Scheduler:
     def _admit(self) -> None:
         for _ in range(len(self._waiting) - self._num_queued()):
             group = self._waiting.popleft()
+            readers = [sequence for sequence in group.sequences if sequence.leader is None]
+            for sequence in readers:
+                self._ended.find_source(sequence, self._running)
+                self._running.append(sequence)
+            self._reserved_tokens += group.num_reserved_tokens
+            self._free(self._ended.shrink(self._token_budget - self._reserved_tokens))
             for sequence in group.sequences:
+                if not self._free_slots:
+                    self._free([self._ended.pop()])
                 sequence.slot = heapq.heappop(self._free_slots)
-                self._reserved_tokens += sequence.num_reserved_tokens
-            self._running.extend(sequence for sequence in group.sequences if sequence.leader is None)
 
     def _num_queued(self) -> int:
         """Waiting requests that the next step will not admit."""
-        slots = len(self._free_slots)
+        slots = len(self._free_slots) + len(self._ended)
         tokens = self._token_budget - self._reserved_tokens
         for num_admitted, group in enumerate(self._waiting):
             slots -= len(group.sequences)
@@ -214,15 +232,38 @@ class Scheduler:
     def _add_prompts(self, step: Step, prefilling: Iterable[Sequence], room: int) -> None:
         """Fill the step with prompt tokens; only the oldest prompt may be cut."""
         for age, sequence in enumerate(prefilling):
-            remaining = sequence.num_prompt_tokens - sequence.num_computed_tokens
+            remaining = sequence.num_prompt_tokens - max(sequence.num_computed_tokens, sequence.num_shared_tokens)
             if age == 0:
                 count = self._chunk_of(remaining, room)
             elif remaining <= room:
                 count = remaining
             else:
                 continue
+            if not self._share(step, sequence):
+                continue
             self._add_row(step, sequence, count)
             room -= count
+
+    def _share(self, step: Step, sequence: Sequence) -> bool:
+        """Give the sequence what it shares with its source; False if the source's slot has just become another's."""
+        source, sequence.source = sequence.source, None
+        if source is None:
+            return True
+        if source.finished and source not in self._ended:
+            sequence.source = source
+            return False
+        num_shared = sequence.num_shared_tokens
+        if source.finished and num_shared == source.num_read_tokens:  # nothing is lost when its slot goes on as ours
+            self._ended.remove(source)
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = source.slot
+        else:
+            step.copies.append((source.slot, sequence.slot))
+            if sequence.slot in step.frees:  # it was somebody's until now; the copy comes before the frees
+                step.frees.remove(sequence.slot)
+        step.truncations.append((sequence.slot, num_shared))
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_shared
+        return True
 
     def _chunk_of(self, remaining: int, room: int) -> int:
         """How much of a prompt to read now, such that neither this chunk nor what is left is smaller than allowed."""
@@ -301,7 +342,8 @@ class Scheduler:
             elif sequence.num_sampled_tokens == request.max_tokens:
                 reason = "length"
         if reason:
-            events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens)))
+            cached = group.family(sequence.prompt)[0].num_cached_tokens
+            events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens, cached)))
             self._release(sequence)
 
     def _take_candidates(self, first: Sequence, candidates: list[Candidate], events: list[tuple[Group, Event]]) -> None:
@@ -313,7 +355,7 @@ class Scheduler:
                 self._join(sequence)
         copies = search.take(candidates)
         if search.decided:
-            for event in search.events():
+            for event in search.events(first.num_cached_tokens):
                 events.append((first.group, event))
                 self._num_generated_tokens += event.num_tokens if isinstance(event, Finished) else 0
             for sequence in family:
@@ -331,7 +373,12 @@ class Scheduler:
             return
         num_choices = sequence.group.request.num_choices
         for choice in range(num_choices):
-            events.append((sequence.group, Finished(sequence.prompt * num_choices + choice, "length", 0)))
+            events.append(
+                (
+                    sequence.group,
+                    Finished(sequence.prompt * num_choices + choice, "length", 0, sequence.num_cached_tokens),
+                )
+            )
         for member in sequence.group.family(sequence.prompt):
             self._release(member)
 
@@ -349,12 +396,18 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_prompt_tokens
         self._running.append(sequence)
 
+    def _free(self, sequences: Iterable[Sequence]) -> None:
+        """Let the slots of sequences that are over be anybody's."""
+        for sequence in sequences:
+            heapq.heappush(self._free_slots, sequence.slot)
+            self._frees.append(sequence.slot)
+
     def _release(self, sequence: Sequence) -> None:
-        """End a sequence; its contents stay readable for the copies that the next step begins with."""
+        """End a sequence; its contents stay readable for the copies that the next step begins with, or longer."""
         sequence.finished = True
-        heapq.heappush(self._free_slots, sequence.slot)
-        self._frees.append(sequence.slot)
         self._reserved_tokens -= sequence.num_reserved_tokens
+        self._free(self._ended.add(sequence))
+        self._just_ended.append(sequence)
         group = sequence.group
         group.num_unfinished -= 1
         if group.num_unfinished == 0:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from arriero.core import Constraint, GenerationRequest, Logprob
 from arriero.engine.beams import BeamSearch
 from arriero.engine.processors import Processors, processors_of
@@ -58,14 +61,26 @@ class Sequence:
     """The sequence that reads the prompt they share, until it has."""
     followers: list[Sequence] = field(default_factory=list)
     """The sequences that will copy this one's slot when it has read the prompt."""
+    prompt_ids: NDArray[np.int64] | None = None
+    """The prompt once more, quick to compare, if this is the sequence that reads it."""
+    source: Sequence | None = None
+    """A sequence whose prompt begins like this one's, from which to copy the first `num_shared_tokens`."""
+    num_shared_tokens: int = 0
     slot: int = -1
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that were copied instead of computed."""
     finished: bool = False
 
     @property
     def num_reserved_tokens(self) -> int:
         """Tokens of the key/value budget that it may come to hold."""
         return self.num_prompt_tokens + self.group.request.max_tokens
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Prompt tokens that its slot holds."""
+        return min(self.num_computed_tokens, self.num_prompt_tokens)
 
     @property
     def num_sampled_tokens(self) -> int:
@@ -100,6 +115,7 @@ def group_of(request: GenerationRequest, constraint: Constraint | None) -> Group
             )
             if leader is None:
                 leader = sequence
+                leader.prompt_ids = np.array(tokens)
                 leader.scores = None if request.prompt_logprobs is None else [None]
             else:
                 leader.followers.append(sequence)

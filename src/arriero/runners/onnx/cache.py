@@ -79,7 +79,7 @@ class KeyValueCache:
         outside = [slot for slot in slots if self._rows[slot] >= len(slots)]
         for row in range(len(slots)):
             if at.get(row) not in wanted:
-                self._exchange(outside.pop(), row, at.get(row))
+                self._place(outside.pop(), row, at.get(row), len(slots))
         at = {row: slot for slot, row in self._rows.items()}
         return [at[row] for row in range(len(slots))]
 
@@ -101,22 +101,38 @@ class KeyValueCache:
         self.buffers.clear()
         self._maps.clear()
 
-    def _exchange(self, slot: int, row: int, occupant: int | None) -> None:
-        """Put a slot into `row`, and the slot that lies there, if any, where it came from."""
+    def _place(self, slot: int, row: int, occupant: int | None, num_wanted: int) -> None:
+        """Put a slot into one of the first rows. The slot that lies there, if any, goes to the last free row behind
+        them, or else where this one was: it is at rest, and nearer it would soon be in the way again."""
+        if occupant is not None:
+            used = set(self._rows.values())
+            free = [each for each in range(num_wanted, len(self._lengths)) if each not in used]
+            if not free:
+                self._exchange(slot, row, occupant)
+                return
+            self._move(occupant, free[-1])
+        self._move(slot, row)
+
+    def _exchange(self, slot: int, row: int, occupant: int) -> None:
+        """Put a slot into `row`, and the slot that lies there where it came from."""
         origin = self._rows[slot]
-        length = self._lengths[origin]
-        if occupant is None:
-            for buffer in self.buffers:
-                buffer[row, :, :length] = buffer[origin, :, :length]
-        else:
-            length = max(length, self._lengths[row])
-            for buffer in self.buffers:
-                buffer[[row, origin], :, :length] = buffer[[origin, row], :, :length]
-            self._rows[occupant] = origin
-        self._rows[slot] = row
+        length = max(self._lengths[origin], self._lengths[row])
+        for buffer in self.buffers:
+            buffer[[row, origin], :, :length] = buffer[[origin, row], :, :length]
+        self._rows[occupant], self._rows[slot] = origin, row
         self._lengths[row], self._lengths[origin] = self._lengths[origin], self._lengths[row]
         for changed in (row, origin):
             self._touched[changed] = max(self._touched[changed], length)
+
+    def _move(self, slot: int, row: int) -> None:
+        """Put a slot into a free row."""
+        origin = self._rows[slot]
+        length = self._lengths[origin]
+        for buffer in self.buffers:
+            buffer[row, :, :length] = buffer[origin, :, :length]
+        self._rows[slot] = row
+        self._lengths[row], self._lengths[origin] = length, 0
+        self._touched[row] = max(self._touched[row], length)
 
     def _discard(self, row: int, first: int, last: int) -> None:
         """Give back the whole pages that hold tokens first..last-1 of a row."""
