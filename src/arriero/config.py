@@ -101,6 +101,13 @@ class Settings(BaseModel):
     prefill_chunk: int = _setting(
         "Engine", 64, "Prompt tokens that are read between two steps of the running answers.", ge=1, le=2**16
     )
+    prefix_cache: int = _setting(
+        "Engine",
+        4096,
+        "Prompt tokens of ended answers that are kept for prompts that begin like theirs; 0: none.",
+        ge=0,
+        le=2**32,
+    )
     threads: int = _setting("Engine", 0, "Threads that compute; 0: one per physical core at hand.", ge=0, le=1024)
 
     completion_max_prompt: int = _setting(

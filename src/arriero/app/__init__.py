@@ -131,6 +131,7 @@ def _onnx_model(
             max_queue=settings.max_queue,
             chunk=max(PROMPT_CHUNK, settings.prefill_chunk),
             chunk_beside_decode=settings.prefill_chunk,
+            prefix_tokens=settings.prefix_cache,
         ),
         tokenizer=tokenizer,
         template=None if template is None else ChatTemplate(template, tokenizer),
