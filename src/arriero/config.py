@@ -62,8 +62,11 @@ class Settings(BaseModel):
     model_name: str | None = _setting(
         "Model", None, "Id that the API shows; left out: the catalog name or the file's name.", min_length=1
     )
-    weights: Literal["auto", "int8", "int4", "fp32"] = _setting(
-        "Model", "auto", "Format of the weights in memory; auto: the fastest whose answers do not depend on the load."
+    weights: Literal["auto", "int8", "int4", "fp32", "bf16", "fp16"] = _setting(
+        "Model",
+        "auto",
+        "Format of the weights in memory; auto: the fastest whose answers do not depend on the load, or with torch "
+        "fp32 on the CPU and half precision on GPUs. int4 is for onnx alone, bf16 and fp16 for torch.",
     )
     cache: FilePath = _setting(
         "Model", lambda: platformdirs.user_cache_path("arriero"), "Directory of downloaded and converted models."
@@ -87,8 +90,17 @@ class Settings(BaseModel):
     )
     body_limit: ByteSize = _setting("Server", ByteSize(16 * 2**20), "Largest request body.", ge=1024, le=2**40)
 
-    engine: Literal["auto", "onnx", "scripted"] = _setting(
-        "Engine", "auto", "What computes the answers; auto: onnx; scripted: replies without a model."
+    engine: Literal["auto", "onnx", "torch", "scripted"] = _setting(
+        "Engine",
+        "auto",
+        "What computes the answers; auto: onnx where it can, torch where it must; scripted: replies without a model.",
+    )
+    gpus: str | None = _setting(
+        "Engine",
+        None,
+        "CUDA devices for the torch engine, such as 0,1; none: the CPU alone; left out: all that there are.",
+        pattern=r"^(none|\d+(,\d+)*)$",
+        examples=["0,1", "none"],
     )
     context: int = _setting(
         "Engine", 0, "Tokens that a prompt and its answer may have together; 0: as many as the model.", ge=0, le=2**20
@@ -186,6 +198,8 @@ def expected(field: FieldInfo) -> str:
     if bounds := limits(field):
         noun = "a whole number" if kind(field) is int else "a number"
         return f"{noun} from {bounds[0]} to {bounds[1]}"
+    if field.examples:
+        return "a text such as " + " or ".join(field.examples)
     return {ByteSize: "a size such as 16MiB, at least 1KiB", Path: "a path", str: "a text that is not empty"}[
         kind(field)
     ]

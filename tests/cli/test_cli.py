@@ -43,7 +43,7 @@ def test_help_of_serve_shows_every_setting_in_all_its_forms(call):
         (("--port", "70000"), "arriero: --port is '70000', expected a whole number from 0 to 65535\n"),
         (
             ("--weights", "int9"),
-            "arriero: --weights is 'int9', expected one of auto, int8, int4, fp32 (did you mean int8?)\n",
+            "arriero: --weights is 'int9', expected one of auto, int8, int4, fp32, bf16, fp16 (did you mean int8?)\n",
         ),
         (("--config", "/nowhere.toml"), "arriero: cannot read the configuration file /nowhere.toml: No such file"),
     ],

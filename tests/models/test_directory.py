@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from arriero.errors import ModelLoadError
+from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.directory import DirectoryCheckpoint
@@ -267,8 +267,10 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path, settings: Settin
         with pytest.raises(ModelLoadError, match=rf"config\.json: .*{message}"):
             open_checkpoint(path)
     (path / "config.json").write_text(json.dumps(settings))
-    (path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelLoadError, match=r"has neither model\.safetensors nor"):
+        open_checkpoint(path)
+    (path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UnsupportedModel, match=r"pickled \(pytorch_model\.bin\)"):
         open_checkpoint(path)
     (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelLoadError, match=r"model\.safetensors: is not a whole safetensors file"):

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
-from arriero import __version__
 from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.api.limits import Limits
 from arriero.api.profile import PROFILES
+from arriero.app.engines import Choice, choose_engine
 from arriero.app.script import scripted_model
+from arriero.app.served import fingerprint_of, serve_runner, vocabulary_digest
+from arriero.app.torch import torch_model
 from arriero.config import Settings
-from arriero.core import RunnerInfo
-from arriero.engine.local import LocalEngine
 from arriero.errors import ConfigError
-from arriero.machine import available_memory, physical_cores
+from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.download import Progress
 from arriero.models.metadata import read_text_metadata
-from arriero.models.resolve import resolve
+from arriero.models.resolve import Resolved, resolve
 from arriero.models.tokenizer import load_tokenizer
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.chat import ChatTemplate
-from arriero.text.stop import stop_constraints
 from arriero.wire.headers import Application
 
-KEY_VALUE_SHARE = 0.5
-"""How much of the memory that is left beside the weights keys and values may take, unless settings say otherwise."""
+logger = logging.getLogger(__name__)
+
 AUTO_WEIGHTS: Literal["int8"] = "int8"
 """The fastest format whose answers do not depend on what else runs."""
 ALPACA_NAME = "chinese-llama-alpaca"
 """What a model of the Alpaca profile is called unless settings say otherwise."""
-PROMPT_CHUNK = 512
-"""Prompt tokens read in one step while nobody waits for the next token."""
 
 
 def load(
@@ -58,9 +53,7 @@ def load(
     """
     if settings.profile == "alpaca" and settings.model_name is None:
         settings = settings.model_copy(update={"model_name": ALPACA_NAME})
-    model = (
-        scripted_model(settings) if settings.engine == "scripted" else _onnx_model(settings, on_download, on_convert)
-    )
+    model = _loaded(settings, on_download, on_convert)
     return model if settings.profile == "openai" else _as_alpaca(model)
 
 
@@ -82,23 +75,38 @@ def _as_alpaca(model: ServedModel) -> ServedModel:
         model,
         card=replace(model.card, has_chat_template=True),
         template=alpaca.chat_template(model.tokenizer),
-        fingerprint=_fingerprint(model.fingerprint, "alpaca"),
+        fingerprint=fingerprint_of(model.fingerprint, "alpaca"),
     )
 
 
-def _onnx_model(
+def _loaded(
     settings: Settings, on_download: Progress | None, on_convert: Callable[[int, int], None] | None
+) -> ServedModel:
+    if settings.engine == "scripted":
+        return scripted_model(settings)
+    resolved = resolve(settings.model, settings.cache, on_download)
+    choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights)
+    if choice.engine == "torch":
+        return torch_model(settings, resolved, choice)
+    if settings.gpus is not None and settings.gpus != "none":
+        raise ConfigError(f"--gpus is {settings.gpus}, but this model runs on the onnx engine, which uses the CPU")
+    return _onnx_model(settings, resolved, choice, on_convert)
+
+
+def _onnx_model(
+    settings: Settings, resolved: Resolved, choice: Choice, on_convert: Callable[[int, int], None] | None
 ) -> ServedModel:
     # onnxruntime takes a while to import
     from arriero.runners.onnx import load_runner
     from arriero.runners.onnx.probe import signed_weights_are_exact
 
-    resolved = resolve(settings.model, settings.cache, on_download)
     checkpoint = open_checkpoint(resolved.path)
     context = _context(settings, checkpoint.config.context)
     tokenizer = load_tokenizer(resolved.path)
     template = read_text_metadata(resolved.path).chat_template
     weights = AUTO_WEIGHTS if settings.weights == "auto" else settings.weights
+    if weights == "bf16" or weights == "fp16":  # mypy understands no other way
+        raise AssertionError("The choice of an engine sends these to torch.")
     runner = load_runner(
         checkpoint,
         weights=weights,
@@ -120,24 +128,19 @@ def _onnx_model(
         weights=weights,
         invariant=runner.info.invariant,
         has_chat_template=template is not None,
+        engine="onnx",
+        engine_reason=choice.reason,
     )
-    return ServedModel(
-        card=card,
-        created=int(time.time()),
-        engine=LocalEngine(
-            lambda: runner,
-            constraints=stop_constraints(tokenizer),
-            token_budget=settings.token_budget or _token_budget(runner.info),
-            max_queue=settings.max_queue,
-            chunk=max(PROMPT_CHUNK, settings.prefill_chunk),
-            chunk_beside_decode=settings.prefill_chunk,
-            prefix_tokens=settings.prefix_cache,
-        ),
-        tokenizer=tokenizer,
-        template=None if template is None else ChatTemplate(template, tokenizer),
-        fingerprint=_fingerprint(
+    logger.info("%s runs on the onnx engine (cpu, %s). %s", card.name, weights, choice.reason)
+    return serve_runner(
+        settings,
+        runner,
+        card,
+        tokenizer,
+        None if template is None else ChatTemplate(template, tokenizer),
+        fingerprint_of(
             checkpoint.identity,
-            _vocabulary(resolved.path),
+            vocabulary_digest(resolved.path),
             template or "",
             weights,
             f"signed {signed_weights_are_exact()}" if weights == "int8" else "",
@@ -150,20 +153,3 @@ def _context(settings: Settings, trained: int) -> int:
     if settings.context > trained:
         raise ConfigError(f"--context is {settings.context}, but the model was made for {trained} tokens at most")
     return settings.context or trained
-
-
-def _token_budget(info: RunnerInfo) -> int:
-    """Tokens whose keys and values fit the memory at hand; at least one full slot, at most all of them."""
-    fitting = int(KEY_VALUE_SHARE * available_memory() / info.bytes_per_token)
-    return min(max(fitting, info.context), info.num_slots * info.context)
-
-
-def _vocabulary(path: Path) -> str:
-    """The tokenizer of a directory, which the checkpoint's identity does not cover; a GGUF file holds its own."""
-    file = path / "tokenizer.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-
-
-def _fingerprint(*facts: str) -> str:
-    """Another one for whatever may change what the same request with the same seed is answered."""
-    return "fp_" + hashlib.sha256("\n".join((__version__, *facts)).encode()).hexdigest()[:10]

@@ -25,10 +25,16 @@ class ModelCard:
     source_format: str
     """How most of the weights are stored in the source, e.g. `Q4_1` or `BF16`."""
     weights: str
-    """How they are computed with: `fp32`, `int8` or `int4`."""
+    """How they are computed with: `fp32`, `bf16`, `fp16`, `int8` or `int4`."""
     invariant: bool
     """True when an answer does not depend on what else runs."""
     has_chat_template: bool
+    engine: str = "onnx"
+    """`onnx`, `torch` or `scripted`."""
+    engine_reason: str = ""
+    """Why this engine, in one sentence."""
+    batched: bool = True
+    """False where answers are computed one after the other, because the model knows no other way."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

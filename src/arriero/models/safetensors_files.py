@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from arriero.errors import ModelLoadError
+from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.json_files import read_json
 
 _SINGLE = "model.safetensors"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"
 # safetensors hands out bfloat16 only where numpy knows the type.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -59,6 +60,10 @@ def open_weights(path: Path, ignored: Callable[[str], bool] = _is_derived) -> di
     if (path / _SINGLE).exists():
         return _open_file(path / _SINGLE, ignored)
     if not (path / _INDEX).exists():
+        if any((path / pickled).exists() for pickled in _PICKLED):
+            raise UnsupportedModel(
+                f"{path}: its weights are pickled ({_PICKLED[0]}), which the torch engine alone reads."
+            )
         raise ModelLoadError(f"{path}: has neither {_SINGLE} nor {_INDEX}; other weight files are not read.")
     listed = read_json(path / _INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(_is_plain_name(file) for file in listed.values()):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from arriero.errors import UnsupportedModel
-from arriero.models.architecture import Checkpoint
+from arriero.models.architecture import Checkpoint, DecoderConfig
 from arriero.models.cache import converted
 from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat
@@ -39,11 +39,7 @@ def load_runner(
         UnsupportedModel: the graph cannot compute this architecture.
         ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
     """
-    if checkpoint.config.head_dim % HEAD_MULTIPLE:
-        raise UnsupportedModel(
-            f"The attention heads have {checkpoint.config.head_dim} channels; "
-            f"onnxruntime's attention takes multiples of {HEAD_MULTIPLE}."
-        )
+    check_heads(checkpoint.config)
     form = _format(weights)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
     if form.smooth:
@@ -57,6 +53,15 @@ def load_runner(
         threads=threads,
         invariant=form.invariant,
     )
+
+
+def check_heads(config: DecoderConfig) -> None:
+    """Raise `UnsupportedModel` for attention heads of a size that cannot be computed."""
+    if config.head_dim % HEAD_MULTIPLE:
+        raise UnsupportedModel(
+            f"The attention heads have {config.head_dim} channels; "
+            f"onnxruntime's attention takes multiples of {HEAD_MULTIPLE}."
+        )
 
 
 def _convert(

@@ -1,0 +1,75 @@
+"""Which engine computes a model, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
+from arriero.models.checkpoint import open_checkpoint
+from arriero.models.json_files import read_json
+
+HALVES = ("bf16", "fp16")
+"""Weight formats that only torch computes with."""
+_GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq2SeqLM", "MTModel")
+"""How the names of architectures end that write text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An engine, and in one sentence why it and not the other."""
+
+    engine: Literal["onnx", "torch"]
+    reason: str
+
+
+def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto") -> Choice:
+    """The engine for the GGUF file or directory at `path`: ONNX where it can, torch where it must.
+
+    `engine` and `weights` are the settings of these names. Looks at configuration and tensor shapes, reads no weights.
+
+    Raises:
+        ModelLoadError, UnsupportedModel: it is damaged, or nothing here computes it.
+        ConfigError: the settings exclude each other.
+    """
+    if engine == "torch":
+        if path.is_file():
+            raise ConfigError("--engine torch reads Hugging Face directories; GGUF files are for the onnx engine")
+        return Choice("torch", "The settings ask for it.")
+    if weights in HALVES:
+        if engine == "onnx" or path.is_file():
+            raise ConfigError(f"--weights {weights} is for models in directories and the torch engine")
+        return Choice("torch", f"The settings ask for {weights}, which the onnx engine does not compute with.")
+    try:
+        _check_onnx(path)
+    except UnsupportedModel as error:
+        if engine == "onnx" or path.is_file() or not _writes_text(path):
+            raise
+        return Choice("torch", f"The onnx engine does not take it: {error}")
+    return Choice(
+        "onnx", "The settings ask for it." if engine == "onnx" else "It can, and it is the faster one on a CPU."
+    )
+
+
+def require_torch(choice: Choice, path: Path) -> None:
+    """Raise `ModelLoadError` that says what to install, if it is not."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelLoadError(
+            f"{path} needs the torch engine and {' and '.join(missing)} is not installed: "
+            f"pip install 'arriero[torch]'. {choice.reason}"
+        )
+
+
+def _check_onnx(path: Path) -> None:
+    from arriero.runners.onnx.load import check_heads
+
+    check_heads(open_checkpoint(path).config)
+
+
+def _writes_text(path: Path) -> bool:
+    """Whether the architecture is one that generates; a configuration that names none is left to transformers."""
+    listed = read_json(path / "config.json").get("architectures") or []
+    return not listed or any(str(name).endswith(_GENERATIVE) for name in listed)

@@ -1,0 +1,92 @@
+"""A model on the torch engine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+from arriero.app.engines import Choice, require_torch
+from arriero.app.served import fingerprint_of, serve_runner, vocabulary_digest
+from arriero.config import Settings
+from arriero.errors import UnsupportedModel
+from arriero.machine import physical_cores
+from arriero.models.card import ModelCard
+from arriero.models.metadata import read_text_metadata
+from arriero.models.resolve import Resolved
+from arriero.models.tokenizer import load_tokenizer
+from arriero.pool import ServedModel
+from arriero.text.chat import ChatTemplate
+
+logger = logging.getLogger(__name__)
+
+
+def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> ServedModel:
+    """The model in a directory, loaded by transformers.
+
+    Raises:
+        ModelLoadError: torch is not installed, or the model cannot be loaded.
+        ConfigError: the settings do not fit the model or the machine.
+    """
+    require_torch(choice, resolved.path)
+    from arriero.runners.torch import load_runner
+
+    tokenizer = load_tokenizer(resolved.path)
+    template = read_text_metadata(resolved.path).chat_template
+    loaded = load_runner(
+        resolved.path,
+        weights=settings.weights,
+        slots=settings.slots,
+        context=settings.context,
+        threads=settings.threads or physical_cores(),
+        gpus=settings.gpus,
+    )
+    if loaded.description.source_context:
+        raise UnsupportedModel(f"{resolved.path}: encoder-decoders are not served yet.")
+    card = ModelCard(
+        name=settings.model_name or resolved.name,
+        source=str(resolved.path),
+        family=loaded.description.family,
+        parameters=loaded.parameters,
+        context=loaded.description.context,
+        vocab_size=loaded.runner.info.vocab_size,
+        source_format=loaded.source_format,
+        weights=loaded.weights,
+        invariant=loaded.runner.info.invariant,
+        has_chat_template=template is not None,
+        engine="torch",
+        engine_reason=choice.reason,
+        batched=loaded.batched,
+    )
+    logger.info(
+        "%s runs on the torch engine (%s, %s%s). %s",
+        card.name,
+        loaded.device,
+        loaded.weights,
+        "" if loaded.batched else ", one answer at a time",
+        choice.reason,
+    )
+    return serve_runner(
+        settings,
+        loaded.runner,
+        card,
+        tokenizer,
+        None if template is None else ChatTemplate(template, tokenizer),
+        fingerprint_of(
+            _identity(resolved.path),
+            vocabulary_digest(resolved.path),
+            template or "",
+            loaded.weights,
+            loaded.device,
+            version("torch"),
+            version("transformers"),
+        ),
+        loaded.memory,
+    )
+
+
+def _identity(path: Path) -> str:
+    """Digest of the names, sizes and times of a directory's files, as of a checkpoint's."""
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir() if file.is_file()]
+    return hashlib.sha256(repr(sorted(facts)).encode()).hexdigest()

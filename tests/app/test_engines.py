@@ -1,0 +1,69 @@
+"""Which engine is chosen for which files; none of it needs torch."""
+
+import importlib.util
+import json
+
+import pytest
+
+from arriero.app import load
+from arriero.app.engines import choose_engine
+from arriero.config import Settings
+from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
+
+
+@pytest.fixture
+def directory(tmp_path):
+    def write(architecture, **values):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture], **values}))
+        return tmp_path
+
+    return write
+
+
+def test_what_onnx_does_not_take_goes_to_torch(directory):
+    choice = choose_engine(directory("T5ForConditionalGeneration"))
+    assert choice.engine == "torch"
+    assert choice.reason.startswith("The onnx engine does not take it: ")
+    assert "T5ForConditionalGeneration" in choice.reason
+
+
+def test_pickled_weights_go_to_torch(directory):
+    llama = {
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    }
+    path = directory("LlamaForCausalLM", model_type="llama", **llama)
+    (path / "pytorch_model.bin").write_bytes(b"")
+    choice = choose_engine(path)
+    assert choice.engine == "torch"
+    assert "pickled (pytorch_model.bin)" in choice.reason
+
+
+def test_a_model_that_writes_no_text_is_refused(directory):
+    with pytest.raises(UnsupportedModel, match="BertForSequenceClassification"):
+        choose_engine(directory("BertForSequenceClassification"))
+
+
+def test_settings_decide_where_they_can(directory, tmp_path):
+    path = directory("GPT2LMHeadModel")
+    assert choose_engine(path, engine="torch").engine == "torch"
+    assert choose_engine(path, weights="bf16").engine == "torch"
+    with pytest.raises(UnsupportedModel):
+        choose_engine(path, engine="onnx")
+    with pytest.raises(ConfigError, match="bf16"):
+        choose_engine(path, engine="onnx", weights="bf16")
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"")
+    with pytest.raises(ConfigError, match="GGUF files are for the onnx engine"):
+        choose_engine(file, engine="torch")
+
+
+def test_a_missing_torch_is_told_with_what_to_install(directory, monkeypatch):
+    path = directory("GPT2LMHeadModel")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    with pytest.raises(ModelLoadError, match=r"pip install 'arriero\[torch\]'"):
+        load(Settings(model=str(path)))
