@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from huggingface_hub import close_session, constants
 
 from arriero.api.application import application
 from arriero.api.generation import Delivery
@@ -26,6 +27,7 @@ from arriero.core import EngineStats
 from arriero.models.catalog import DEFAULT_MODEL
 from arriero.models.download import fetch
 from arriero.pool import Pool, ServedModel
+from hub_server import Hub, serving
 from references.vocabularies import unpack
 
 
@@ -136,3 +138,22 @@ def smollm2_path() -> Path:
 def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small vocabularies of many kinds by name: GGUF files and Hugging Face directories."""
     return unpack(tmp_path_factory.mktemp("vocabularies"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub, a cache of its own, and nobody logged in."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as hub:
+        for name, value in {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        yield hub
+        close_session()

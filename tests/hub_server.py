@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ TOKEN = "hf_good"
 """Opens private and gated repositories."""
 OTHER_TOKEN = "hf_other"
 """A valid one of somebody who may see neither."""
+_MEGABYTE = 2**20
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Repository:
 
     def commit(self, revision: str) -> str | None:
         """The commit that a branch or tag names, or that is named by itself."""
-        commits = {name: hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest() for name, files in self.all()}
+        commits = {name: _commit(files) for name, files in self.all()}
         return commits.get(revision, revision if revision in commits.values() else None)
 
     def files(self, commit: str) -> dict[str, bytes]:
@@ -54,6 +56,8 @@ class Hub:
     """Method, path and range of each request."""
     cuts: dict[str, int] = field(default_factory=dict)
     """Bytes of a file after which its connection breaks, once."""
+    pause: float = 0.0
+    """Seconds between two megabytes of a file."""
     status: int | None = None
     """What everything is answered with, when the hub is ill."""
 
@@ -152,8 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not start and path in self.hub.cuts:
             self.wfile.write(content[: self.hub.cuts.pop(path)])
             self.close_connection = True
-        else:
-            self.wfile.write(content[start:])
+            return
+        with suppress(ConnectionError):  # whoever downloads may go
+            for place in range(start, len(content), _MEGABYTE):
+                self.wfile.write(content[place : place + _MEGABYTE])
+                time.sleep(self.hub.pause)
 
     def _repository(self, name: str, revision: str) -> tuple[dict[str, bytes], str] | None:
         """The files and commit of a revision, or nothing when the request has been refused."""
@@ -191,6 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
 def _blob(content: bytes) -> str:
     """A file's name in git."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _commit(files: dict[str, bytes]) -> str:
+    return hashlib.sha1("".join(path + _blob(content) for path, content in sorted(files.items())).encode()).hexdigest()
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

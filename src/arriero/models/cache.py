@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,6 +59,34 @@ def converted(
     with suppress(FileNotFoundError):  # another process may prune at the same time
         _prune(directory, limit)
     return target
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A finished conversion in the cache."""
+
+    path: Path
+    checkpoint: str
+    """Identity of what it was made from."""
+    size: int
+    """Bytes."""
+
+
+def conversions(cache: Path) -> list[Conversion]:
+    """All finished conversions."""
+    found = []
+    for about in sorted((cache / "converted").glob(f"*/{_ABOUT}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not whole: it will be built anew or pruned
+            content = json.loads(about.read_bytes())
+            size = sum(content["files"].values())
+            if PARTIAL not in about.parent.name:
+                found.append(Conversion(about.parent, str(content["made_from"]["checkpoint"]), size))
+    return found
+
+
+def remove_conversion(conversion: Conversion) -> bool:
+    """Remove it unless a process uses it; whether it is gone."""
+    return _remove(conversion.path.parent, conversion.path.name, conversion.path)
 
 
 def _describe(directory: Path, parts: Mapping[str, str]) -> None:

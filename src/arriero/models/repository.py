@@ -1,6 +1,6 @@
 """Which files of a Hugging Face repository serving needs: one form of the weights, and what goes with them.
 
-Works on names alone, so that the choice is made before anything big is fetched.
+The choice is made by names, before anything big is fetched.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from arriero.errors import ModelLoadError, UnsupportedModel
+from arriero.models.json_files import read_json
 
 _WITH_WEIGHTS = frozenset(
     {
@@ -91,6 +93,18 @@ def needed_files(name: HubName, files: Collection[str], *, code: bool = False) -
     if not any("/" not in file or _MODULE.fullmatch(file.partition("/")[0]) for file in weights):
         return [_only_gguf_file(name, files)]
     return sorted({*weights, *(file for file in files if _goes_with_weights(file, code))})
+
+
+def indexed_files(file: Path, index: str) -> set[str]:
+    """The files of weights that an index names, by their paths in the repository, where it is called `index`.
+
+    Raises `ModelLoadError` where `file`, the index on this machine, is no index.
+    """
+    listed = read_json(file).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(each, str) for each in listed.values()):
+        raise ModelLoadError(f"{file}: weight_map does not map tensor names to files beside it.")
+    parent = index.rpartition("/")[0]
+    return {f"{parent}/{each}".removeprefix("/") for each in listed.values()}
 
 
 def _goes_with_weights(file: str, code: bool) -> bool:

@@ -1,0 +1,186 @@
+"""`arriero models`: what is at hand, and fetching, removing and looking at it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arriero import config
+
+if TYPE_CHECKING:
+    from arriero.models.inventory import Stored
+
+models = typer.Typer(
+    name="models",
+    no_args_is_help=True,
+    help="List, fetch, remove and look at models.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Catalog name, hub id (org/name, org/name@revision) or path.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="PATH",
+        help=f"{config.Settings.model_fields['cache'].description} [dim]({config.variable('cache')})[/dim]",
+    ),
+]
+
+
+@models.command("list")
+def show_all(as_json: Json = False, cache: Cache = None) -> None:
+    """List the catalog, and what is in the caches: Arriero's own, and the one of the Hugging Face hub."""
+    from arriero.models.inventory import inventory
+
+    stored = inventory(_cache(cache))
+    if as_json:
+        _print_json([_row(model) for model in stored])
+        return
+    _print_table(
+        ("Model", "From", "Downloaded", "Converted"),
+        [(model.name, model.origin, _downloaded(model), _size(model.converted)) for model in stored],
+    )
+
+
+@models.command()
+def pull(model: Name, as_json: Json = False, cache: Cache = None) -> None:
+    """Download a model of the catalog or of the Hugging Face hub, so that serving it needs no network."""
+    from arriero.cli import log
+    from arriero.cli.progress import Bars
+    from arriero.models.resolve import resolve
+
+    log.set_up("info")
+    with Bars() as bars:
+        resolved = resolve(model, _cache(cache), bars.download)
+    if as_json:
+        _print_json({"name": resolved.name, "path": str(resolved.path)})
+    else:
+        print(f"{resolved.name} is at {resolved.path}")
+
+
+@models.command()
+def remove(
+    model: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+    cache: Cache = None,
+) -> None:
+    """Remove what was downloaded and converted of a model. Files of your own are never removed."""
+    from arriero.errors import ConfigError
+    from arriero.models import inventory
+
+    place = _cache(cache)
+    stored = inventory.find(model, place)
+    size = stored.downloaded + stored.converted
+    if size and not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"removing {model} takes a yes: nobody is there to be asked, so give --yes")
+        typer.confirm(f"Remove {_size(size)} of {stored.name}?", abort=True, err=True)
+    freed = inventory.remove(stored, place) if size else 0
+    if as_json:
+        _print_json({"name": stored.name, "bytes": freed})
+    else:
+        print(f"Removed {_size(freed)} of {stored.name}" if freed else f"Nothing of {stored.name} is in the caches")
+
+
+@models.command()
+def show(model: Name, as_json: Json = False, cache: Cache = None) -> None:
+    """Tell what a model is, which engine would run it and why, and about how much memory it takes."""
+    from arriero.models.inventory import find
+
+    stored = find(model, _cache(cache))
+    facts = _row(stored) | (_facts(stored.path) if stored.path else {})
+    if as_json:
+        _print_json(facts)
+        return
+    rows = [(name.replace("_", " "), _shown(name, value)) for name, value in facts.items() if value is not None]
+    if stored.path is None:
+        rows.append(("", f"More is known once it is downloaded: arriero models pull {model}"))
+    _print_table(None, rows)
+
+
+def _cache(given: str | None) -> Path:
+    return config.load({} if given is None else {"cache": given}).cache
+
+
+def _row(model: Stored) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "origin": model.origin,
+        "path": str(model.path) if model.path else None,
+        "downloaded_bytes": model.downloaded,
+        "converted_bytes": model.converted,
+    }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    from arriero.app.choice import choose_engine
+    from arriero.models.description import BYTES_PER_WEIGHT, describe
+
+    known, choice = describe(path), choose_engine(path)
+    weights = known.parameters and {name: round(known.parameters * size) for name, size in BYTES_PER_WEIGHT.items()}
+    return {
+        "family": known.family,
+        "parameters": known.parameters,
+        "context": known.context,
+        "vocab_size": known.vocab_size,
+        "source_format": known.source_format,
+        "tasks": list(known.tasks),
+        "chat_template": known.has_chat_template,
+        "engine": choice.engine,
+        "reason": choice.reason,
+        "memory_weights": weights,
+        "memory_per_token": known.bytes_per_token,
+    }
+
+
+def _downloaded(model: Stored) -> str:
+    if model.path is not None or not model.downloaded:
+        return _size(model.downloaded)
+    return f"part, {_size(model.downloaded)}"
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "memory_weights":
+        return ", ".join(f"{_size(size)} as {form}" for form, size in value.items())
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes") or name.startswith("memory"):
+        return _size(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} B" if num_bytes else "-"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _print_table(heads: tuple[str, ...] | None, rows: Iterable[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD if heads else None, show_header=heads is not None, padding=(0, 1))
+    for place, head in enumerate(heads or ("", "")):
+        table.add_column(head, overflow="fold", justify="right" if heads and place > 1 else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
