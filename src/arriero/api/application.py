@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request, Response
+import logging
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from arriero import __version__
@@ -19,6 +24,9 @@ from arriero.errors import ArrieroError
 from arriero.pool import Pool
 from arriero.wire.errors import INVALID_REQUEST, error_answer, error_body
 from arriero.wire.headers import Application, ResponseHeaders
+from arriero.wire.sse import Message, Receive, Send
+
+_log = logging.getLogger(__name__)
 
 
 def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
@@ -32,11 +40,15 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(chat_routes(pool, delivery))
-    app.include_router(completion_routes(pool, delivery))
-    app.include_router(token_routes(pool, delivery))
-    app.include_router(model_routes(pool))
-    app.include_router(health_routes(pool))
+    routers = [
+        chat_routes(pool, delivery),
+        completion_routes(pool, delivery),
+        token_routes(pool, delivery),
+        model_routes(pool),
+        health_routes(pool),
+    ]
+    for router in routers:
+        app.include_router(router)
     app.include_router(documentation_routes(app.title))
     document(
         app,
@@ -46,7 +58,47 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     app.add_exception_handler(ArrieroError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_error)
-    return ResponseHeaders(app)
+    return ResponseHeaders(_Direct(app, routers))
+
+
+class _Direct:
+    """Answers what is posted without the framework's way to an endpoint, which takes longer than a short answer itself.
+
+    The framework still documents these routes, and answers everything else.
+    """
+
+    def __init__(self, app: FastAPI, routers: Iterable[APIRouter]) -> None:
+        self._app = app
+        self._endpoints = {
+            route.path: route.endpoint
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute) and route.methods == {"POST"}
+        }
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            response = await endpoint(request)
+            await response(scope, receive, watched)
+        except Exception as error:
+            if started:
+                raise  # too late to say so; the server logs it and breaks the connection
+            if not isinstance(error, ArrieroError):
+                _log.exception("a request failed")
+            answer = await _answer_error(request, error)
+            await answer(scope, receive, send)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -161,6 +161,8 @@ class _Disguise:
 
     def _found(self, text: str) -> set[int]:
         """Where control tokens begin, and where the text ends with what another text may complete to one."""
+        if not any(map(text.__contains__, self._first_characters)):
+            return set()  # most texts, and looking for one character is quick
         found = {match.start() for match in self._starts.finditer(text)}
         for tail in (text, text.rstrip()):
             sizes = range(1, min(self._longest, len(tail)) + 1)
