@@ -288,6 +288,25 @@ async def test_one_scored_token_is_there_even_if_it_ends_the_answer(tiny: Tiny, 
     assert (text, reason) == (PROMPT, "stop")
     assert len(logprobs["token_logprobs"]) == 5
     assert logprobs["tokens"][-1] == "<|im_end|>"
+    assert logprobs["text_offset"][-1] == len(PROMPT)
+    assert logprobs["top_logprobs"][-1]["<|im_end|>"] == logprobs["token_logprobs"][-1] <= 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("more", [{}, {"num_beams": 4, "early_stopping": True}, {"stop_token_ids": [END, 58]}])
+async def test_what_ends_a_text_is_its_last_log_probability(tiny: Tiny, more: dict[str, Any], stream: bool) -> None:
+    """As in the reference, and not in a chat: there it is no part of the message."""
+    given = GREEDY | {"logit_bias": {"58": 80, str(END): 81}, "frequency_penalty": 2, "logprobs": 1} | more
+    given |= {"min_tokens": 3, "stream": stream}
+    [(text, logprobs, reason)] = await tiny.answer("completions", **given)
+    assert reason == "stop"
+    assert "".join(logprobs["tokens"]) == text + "<|im_end|>"
+    assert logprobs["text_offset"] == [len(PROMPT) + place for place in range(len(text) + 1)]
+    [(message, content, reason)] = await tiny.answer(
+        "chat/completions", **given | {"logprobs": True, "top_logprobs": 1}
+    )
+    assert reason == "stop"
+    assert "".join(each["token"] for each in content["content"]) == message
 
 
 async def test_several_prompts_have_their_own_echoes(tiny: Tiny) -> None:
@@ -296,7 +315,7 @@ async def test_several_prompts_have_their_own_echoes(tiny: Tiny) -> None:
         answers = await tiny.answer("completions", **given)
         assert [answer[0][0] for answer in answers] == [PROMPT[0], PROMPT[0], letter(8), letter(8)]
         for text, logprobs, _ in answers:
-            assert "".join(logprobs["tokens"]).replace("<|im_start|>", "") == text
+            assert "".join(logprobs["tokens"]).replace("<|im_start|>", "").removesuffix("<|im_end|>") == text
 
 
 async def test_log_probabilities_of_a_prompt(tiny: Tiny) -> None:
@@ -322,8 +341,9 @@ async def test_log_probabilities_of_a_message(tiny: Tiny) -> None:
 
 
 async def test_the_best_are_those_of_the_highest_mean_log_probability(tiny: Tiny) -> None:
-    given = SAMPLED | {"logprobs": 0}
+    given = SAMPLED | {"logprobs": 0, "logit_bias": {str(END): 2.5}}
     everyone = (await post(tiny, "completions", **given, n=8))["choices"]
+    assert {each["finish_reason"] for each in everyone} == {"stop", "length"}
     ranked = sorted(everyone, key=lambda each: -np.mean(each["logprobs"]["token_logprobs"]))
     chosen = (await post(tiny, "completions", **given, n=2, best_of=8))["choices"]
     assert [each["text"] for each in chosen] == [each["text"] for each in ranked[:2]]

@@ -175,7 +175,7 @@ def test_logits_that_mean_nothing_are_an_error():
 def test_the_counts_include_the_end_token():
     end = frozenset(range(VOCAB_SIZE))
     (event,) = search_through(request_of(3, end=end))
-    assert event == Finished(0, "stop", 1)
+    assert event == Finished(0, "stop", 1, ending=Token(0, event.ending.id))
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 1.0, 3.0]), min_size=1, max_size=30), st.integers(1, 40))

@@ -54,9 +54,9 @@ def test_answers_are_those_of_transformers(name, answers):
     for request, events, expected in zip(requests, answers[name], REFERENCE[name], strict=True):
         for index, tokens in enumerate(expected):
             own = [event for event in events if event.index == index]
-            reason = "stop" if tokens[-1] in request.end_token_ids else "length"
-            said = tokens[:-1] if reason == "stop" else tokens
-            assert own == [*(Token(index, token) for token in said), Finished(index, reason, len(tokens))]
+            taken = [Token(index, token) for token in tokens]
+            ending = taken.pop() if tokens[-1] in request.end_token_ids else None
+            assert own == [*taken, Finished(index, "stop" if ending else "length", len(tokens), ending=ending)]
 
 
 def test_the_reference_shows_what_it_is_for():

@@ -104,7 +104,7 @@ def said(events, index=0) -> list[int]:
 async def test_an_answer():
     async with running() as engine:
         events = await answer(engine, ask())
-    assert events == [Token(0, 5), Token(0, 6), Token(0, 7), Finished(0, "stop", 4)]
+    assert events == [Token(0, 5), Token(0, 6), Token(0, 7), Finished(0, "stop", 4, ending=Token(0, END))]
 
 
 async def test_several_prompts_and_choices():
@@ -182,7 +182,7 @@ async def test_a_beam_search_gives_its_best_answers_at_the_end():
         events, other = await asyncio.gather(searching, answer(engine, ask()))
         assert engine.stats().running == 0
     assert said(other) == said(events) == [5, 6, 7]
-    assert events[:4] == [Token(0, 5), Token(0, 6), Token(0, 7), Finished(0, "stop", 4)]
+    assert events[:4] == [Token(0, 5), Token(0, 6), Token(0, 7), Finished(0, "stop", 4, ending=Token(0, END))]
     assert isinstance(events[-1], Finished)
 
 
@@ -263,7 +263,7 @@ async def test_events_that_were_not_looked_at_come_together():
         for _ in range(3):
             await runner.reached()
         await engine._idle.wait()
-        assert await anext(events) == [Token(0, 6), Token(0, 7), Finished(0, "stop", 4)]
+        assert await anext(events) == [Token(0, 6), Token(0, 7), Finished(0, "stop", 4, ending=Token(0, END))]
         with pytest.raises(StopAsyncIteration):
             await anext(events)
 
@@ -503,7 +503,7 @@ async def test_a_slow_reader_gets_the_rest_after_the_engine_is_closed():
     await engine.close(grace=100)
     got += await drain(events)
     assert said(got) == [5, 6, 7]
-    assert got[-1] == Finished(0, "stop", 4)
+    assert got[-1] == Finished(0, "stop", 4, ending=Token(0, END))
 
 
 async def test_closing_is_idempotent_and_never_waits_for_itself():

@@ -66,7 +66,7 @@ def test_the_end_token_finishes_without_being_told():
     scheduler = make()
     group = scheduler.submit(ask(3, end_token_ids=frozenset({END})))
     advance(scheduler, 8)
-    assert advance(scheduler, END)[1] == [(group, Finished(0, "stop", 2))]
+    assert advance(scheduler, END)[1] == [(group, Finished(0, "stop", 2, ending=Token(0, END)))]
 
 
 def test_the_end_token_is_a_token_when_it_does_not_count():

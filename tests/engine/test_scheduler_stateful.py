@@ -106,21 +106,22 @@ def alone(request: GenerationRequest) -> dict:
         prompt = request.prompts[index // request.num_choices]
         constraint = constraint_of(request)
         processors = processors_of(request, prompt)
-        tokens, events, reason = list(prompt), [], None
+        tokens, events, reason, ending = list(prompt), [], None, None
         while not reason:
             draw = Draw(0, request.sampling, index, len(tokens), processors, tokens)
             logits = logits_after(tokens)
             tokens = tokens + sample(logits[None], [draw])
-            if tokens[-1] in request.end_token_ids:
-                reason = "stop"
-                continue
             logprob = None if request.logprobs is None else score(logits, tokens[-1], request.logprobs)
-            events.append(Token(index, tokens[-1], logprob))
+            taken = Token(index, tokens[-1], logprob)
+            if taken.id in request.end_token_ids:
+                reason, ending = "stop", taken
+                continue
+            events.append(taken)
             if constraint and constraint.accept(tokens[-1]):
                 reason = "stop"
             elif len(tokens) == len(prompt) + request.max_tokens:
                 reason = "length"
-        answers[index] = [*events, Finished(index, reason, len(tokens) - len(prompt))]
+        answers[index] = [*events, Finished(index, reason, len(tokens) - len(prompt), ending=ending)]
     return answers
 
 

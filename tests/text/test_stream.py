@@ -237,3 +237,16 @@ async def test_a_failure_of_its_own_closes_the_events(tokenizer):
     with pytest.raises(TypeError):
         await anext(stream_text(source, tokenizer))
     assert source.closed
+
+
+async def test_the_token_that_ends_a_choice_comes_with_its_end(tokenizer):
+    """Where it is scored, and nothing else has ended the text before it."""
+    score = Logprob(-0.5)
+    batches = [[Token(0, id, score) for id in tokens_of(tokenizer, "abc")]]
+    ended = [Finished(0, "stop", 9, ending=Token(0, 7, score))]
+    _, endings = await collect([*batches, ended], tokenizer)
+    assert endings[0] == Ended(0, "stop", 9, 0, ending=(7, score))
+    _, endings = await collect([*batches, [Finished(0, "stop", 9, ending=Token(0, 7))]], tokenizer)
+    assert endings[0].ending is None
+    got, endings = await collect([*batches, ended], tokenizer, stop_strings=["bc", "abcd"])
+    assert (got[0], endings[0].ending) == ("a", None)

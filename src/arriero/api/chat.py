@@ -20,7 +20,7 @@ from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import FinishReason, GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
-from arriero.text.stream import Delta, ScoredToken
+from arriero.text.stream import Delta, Ended, ScoredToken
 
 SERVICE_TIER = "default"
 
@@ -130,9 +130,9 @@ class _ChatShape(Shape):
         """More of the message."""
         return self._event(self._answer(delta.index, {"delta": {"content": delta.text}}, delta.tokens))
 
-    def closing(self, index: int, reason: FinishReason) -> bytes:
-        """The event that tells why the message ended."""
-        return b"" if self._terse else self._event(self._answer(index, {"delta": {}}, reason=reason))
+    def closing(self, ended: Ended) -> bytes:
+        """The event that tells why the message ended; what ended it is no part of a chat's log-probabilities."""
+        return b"" if self._terse else self._event(self._answer(ended.index, {"delta": {}}, reason=ended.reason))
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The answer in one piece."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,13 +16,13 @@ from arriero.api.profile import Profile
 from arriero.api.request import check, generation_request, without_effect
 from arriero.api.schemas import Completion
 from arriero.api.shape import Choice, Shape, Usage
-from arriero.core import FinishReason, GenerationRequest, PromptScored
+from arriero.core import GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
 from arriero.models.tokenizer import Tokenizer
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.infill import Infill, infill_of
-from arriero.text.stream import Delta, ScoredToken
+from arriero.text.stream import Delta, Ended, ScoredToken
 
 Prompt = str | list[int]
 
@@ -63,24 +62,11 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
             param="prompt",
             end_token_ids=infill.end_token_ids if infill else frozenset(),
         )
-        generation, ending = _with_ending(generation)
         shape = _CompletionShape(profile, model, generation, parameters, prompts)
         ignored += without_effect(parameters)
-        return await respond(request, model, generation, shape, parameters, ignored, delivery, ending)
+        return await respond(request, model, generation, shape, parameters, ignored, delivery)
 
     return routes
-
-
-def _with_ending(generation: GenerationRequest) -> tuple[GenerationRequest, frozenset[int]]:
-    """The request, and the end tokens that it is to show instead of ending with them.
-
-    Who asks for one scored token, as lm-evaluation-harness does, wants it even if it ends the answer; the engine
-    tells nothing of a token that does.
-    """
-    one = generation.max_tokens == 1 and generation.min_tokens == 0
-    if generation.logprobs is None or generation.beams or not one:
-        return generation, frozenset()
-    return replace(generation, end_token_ids=frozenset()), generation.end_token_ids
 
 
 def _prompts(parameters: CompletionParameters) -> list[Prompt]:
@@ -174,9 +160,12 @@ class _CompletionShape(Shape):
         logprobs = self._logprobs(delta.index, delta.tokens) if delta.tokens else None
         return self._event(self._choice(delta.index, {"text": delta.text}, logprobs))
 
-    def closing(self, index: int, reason: FinishReason) -> bytes:
-        """The event that tells why the text ended."""
-        return b"" if self._terse else self._event(self._choice(index, {"text": ""}, reason=reason))
+    def closing(self, ended: Ended) -> bytes:
+        """The event that tells why the text ended, and by which token, where log-probabilities are asked for."""
+        logprobs = self._logprobs(ended.index, (), ended.ending) if ended.ending else None
+        if self._terse and logprobs is None:
+            return b""
+        return self._event(self._choice(ended.index, {"text": ""}, logprobs, ended.reason))
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The answer in one piece."""
@@ -184,7 +173,7 @@ class _CompletionShape(Shape):
 
     def _whole(self, index: int, choice: Choice) -> dict[str, Any]:
         echoed, prompt_logprobs = self._echo(index) if self._parameters.echo else ("", None)
-        logprobs = self._logprobs(index, choice.tokens)
+        logprobs = self._logprobs(index, choice.tokens, choice.ending)
         if logprobs is not None and prompt_logprobs is not None:
             logprobs = {name: prompt_logprobs[name] + values for name, values in logprobs.items()}
         said: dict[str, Any] = {"text": echoed + choice.text}
@@ -204,7 +193,9 @@ class _CompletionShape(Shape):
         tokens, scores = self._generation.prompts[prompt], self._scores[prompt].logprobs
         return text, prompt_text_logprobs(self._tokenizer, tokens, text, scores, alternatives)
 
-    def _logprobs(self, index: int, tokens: Sequence[ScoredToken]) -> TextLogprobs | None:
+    def _logprobs(
+        self, index: int, tokens: Sequence[ScoredToken], ending: ScoredToken | None = None
+    ) -> TextLogprobs | None:
         alternatives = self._parameters.logprobs
         if alternatives is None:
             return None
@@ -212,4 +203,4 @@ class _CompletionShape(Shape):
             start = len(self._texts[index // self._parameters.n])
             skips = self._parameters.skip_special_tokens
             self._offsets[index] = AnswerOffsets(self._tokenizer, alternatives, start, skips)
-        return self._offsets[index].add(tokens)
+        return self._offsets[index].add(tokens, ending)

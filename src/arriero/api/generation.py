@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fastapi import Request, Response
@@ -71,16 +71,10 @@ async def respond(
     parameters: GenerationParameters,
     ignored: Sequence[str],
     delivery: Delivery,
-    ending: frozenset[int] = frozenset(),
 ) -> Response:
-    """Answer with a stream or in one piece, as `parameters` ask; a client that leaves ends the generation.
-
-    `ending` are tokens that end an answer though the engine does not know it.
-    """
+    """Answer with a stream or in one piece, as `parameters` ask; a client that leaves ends the generation."""
     usage = Usage(generation.num_choices, sum(map(len, generation.prompts)))
     deltas = _deltas(model, generation, parameters, delivery.profile)
-    if ending:
-        deltas = _ended_by(ending, deltas)
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}
     if parameters.stream:
         stream = EventStream(
@@ -110,22 +104,6 @@ def _deltas(
     )
     # The offsets of log-probabilities count every character.
     return alpaca.strip(deltas) if profile.alpaca and parameters.alternatives is None else deltas
-
-
-async def _ended_by(ending: frozenset[int], deltas: Deltas) -> Deltas:
-    """The same answers; one whose last token is among `ending` ends for that reason, and the token has no text."""
-    last: dict[int, int] = {}
-    async with aclosing(deltas):
-        async for batch in deltas:
-            changed: list[PromptScored | Delta | Ended] = []
-            for item in batch:
-                if isinstance(item, Delta) and item.tokens:
-                    last[item.index] = item.tokens[-1][0]
-                    item = replace(item, text="") if last[item.index] in ending else item
-                elif isinstance(item, Ended) and last.get(item.index) in ending:
-                    item = replace(item, reason="stop")
-                changed.append(item)
-            yield changed
 
 
 def _best(choices: Sequence[Choice], num_candidates: int, n: int) -> Iterator[Choice]:
@@ -164,7 +142,7 @@ async def _frames(deltas: Deltas, shape: Shape, usage: Usage, include_usage: boo
                     frames.append(shape.delta(item))
                 else:
                     usage.add(item)
-                    frames.append(shape.closing(item.index, item.reason))
+                    frames.append(shape.closing(item))
             if any(frames):
                 yield b"".join(frames)
     if include_usage:
@@ -184,6 +162,7 @@ async def _fold(deltas: Deltas, shape: Shape, usage: Usage, num_prompts: int) ->
                 else:
                     usage.add(item)
                     choices[item.index].reason = item.reason
+                    choices[item.index].ending = item.ending
     for choice, parts in zip(choices, pieces, strict=True):
         choice.text = "".join(part.text for part in parts)
         choice.tokens = tuple(token for part in parts for token in part.tokens)

@@ -45,12 +45,15 @@ class AnswerOffsets:
         self._offset = start
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continues=True)
 
-    def add(self, tokens: Sequence[ScoredToken]) -> TextLogprobs:
-        """The next tokens' entries."""
+    def add(self, tokens: Sequence[ScoredToken], ending: ScoredToken | None = None) -> TextLogprobs:
+        """The next tokens' entries, and that of the token that ends the answer behind its last character."""
         offsets = []
         for token, _ in tokens:
             offsets.append(self._offset)
             self._offset += len(self._detokenizer.add(token))
+        if ending is not None:
+            tokens = [*tokens, ending]
+            offsets.append(self._offset + len(self._detokenizer.flush()))
         return _text_logprobs(self._tokenizer, tokens, self._alternatives) | {"text_offset": offsets}
 
 

@@ -271,7 +271,9 @@ class CompletionParameters(GenerationParameters):
     )
     echo: bool = Field(False, description="Give the prompt back before the answer.")
     logprobs: int | None = Field(
-        None, ge=0, description="Return the log-probability of each token, and of so many alternatives."
+        None,
+        ge=0,
+        description="Return the log-probability of each token, also an end of sequence, and of so many alternatives.",
     )
 
     @property

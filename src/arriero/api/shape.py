@@ -24,13 +24,14 @@ class Choice:
     text: str = ""
     reason: FinishReason = "stop"
     tokens: tuple[ScoredToken, ...] = ()
+    ending: ScoredToken | None = None
+    """What ended it without being text."""
 
     @property
     def mean_logprob(self) -> float:
-        """How good it is among others; an answer without tokens is the worst."""
-        if not self.tokens:
-            return float("-inf")
-        return sum(score.value for _, score in self.tokens) / len(self.tokens)
+        """How good it is among others, its ending included; an answer without tokens is the worst."""
+        tokens = self.tokens if self.ending is None else (*self.tokens, self.ending)
+        return sum(score.value for _, score in tokens) / len(tokens) if tokens else float("-inf")
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Shape(ABC):
         """More of a choice."""
 
     @abstractmethod
-    def closing(self, index: int, reason: FinishReason) -> bytes:
+    def closing(self, ended: Ended) -> bytes:
         """A choice is complete."""
 
     def usage(self, usage: Usage) -> bytes:

@@ -60,11 +60,11 @@ class Hypothesis:
 
     score: float
     tokens: list[int]
-    """The answer, without the token that ended it."""
+    """The answer, the token that ended it included."""
     logprobs: list[Logprob | None]
     reason: FinishReason
-    num_tokens: int
-    """The ending token included."""
+    has_ending: bool
+    """Whether the last token is an end of sequence."""
 
 
 class BeamSearch:
@@ -141,9 +141,11 @@ class BeamSearch:
         for choice in range(self._request.num_choices):
             index = self._prompt * self._request.num_choices + choice
             hypothesis = self._hypotheses[min(choice, len(self._hypotheses) - 1)]
-            for token, logprob in zip(hypothesis.tokens, hypothesis.logprobs, strict=True):
-                events.append(Token(index, token, logprob))
-            events.append(Finished(index, hypothesis.reason, hypothesis.num_tokens, num_cached_tokens))
+            scored = zip(hypothesis.tokens, hypothesis.logprobs, strict=True)
+            tokens = [Token(index, token, logprob) for token, logprob in scored]
+            ending = tokens.pop() if hypothesis.has_ending else None
+            num_tokens = len(hypothesis.tokens)
+            events += [*tokens, Finished(index, hypothesis.reason, num_tokens, num_cached_tokens, ending)]
         return events
 
     # Candidates
@@ -199,12 +201,11 @@ class BeamSearch:
         return "length" if self._length == self._request.max_tokens else None
 
     def _finish(self, candidate: Candidate, reason: FinishReason) -> None:
-        tokens = candidate.beam.tokens[self._num_prompt_tokens :]
-        logprobs = candidate.beam.logprobs
-        if candidate.token not in self._request.end_token_ids:
-            tokens, logprobs = [*tokens, candidate.token], [*logprobs, candidate.logprob]
+        tokens = [*candidate.beam.tokens[self._num_prompt_tokens :], candidate.token]
+        logprobs = [*candidate.beam.logprobs, candidate.logprob]
         score = self._normalised(candidate.score, self._length)
-        self._hypotheses.append(Hypothesis(score, tokens, logprobs, reason, self._length))
+        has_ending = candidate.token in self._request.end_token_ids
+        self._hypotheses.append(Hypothesis(score, tokens, logprobs, reason, has_ending))
         self._hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
         del self._hypotheses[self._spec.num_beams :]
 

@@ -333,17 +333,18 @@ class Scheduler:
         self._num_generated_tokens += 1
         sequence.tokens.append(token)
         reason: FinishReason | None = None
+        taken, ending = Token(sequence.index, token, logprob), None
         if token in request.end_token_ids:
-            reason = "stop"
+            reason, ending = "stop", taken
         else:
-            events.append((group, Token(sequence.index, token, logprob)))
+            events.append((group, taken))
             if sequence.constraint and sequence.constraint.accept(token):
                 reason = "stop"
             elif sequence.num_sampled_tokens == request.max_tokens:
                 reason = "length"
         if reason:
             cached = group.family(sequence.prompt)[0].num_cached_tokens
-            events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens, cached)))
+            events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens, cached, ending)))
             self._release(sequence)
 
     def _take_candidates(self, first: Sequence, candidates: list[Candidate], events: list[tuple[Group, Event]]) -> None:

@@ -34,6 +34,8 @@ class Ended:
     reason: FinishReason
     num_tokens: int
     cached_tokens: int
+    ending: ScoredToken | None = None
+    """The token that ended the choice without being text, where log-probabilities were asked for."""
 
 
 class _Choice:
@@ -70,7 +72,10 @@ class _Choice:
         else:
             tokens += [token for _, _, token in self._held]
         reason: FinishReason = "stop" if self._stop.stopped else event.reason
-        return text + rest, tokens, Ended(event.index, reason, event.num_tokens, event.cached_tokens)
+        ending = None
+        if event.ending and event.ending.logprob and not self._stop.stopped:
+            ending = (event.ending.id, event.ending.logprob)
+        return text + rest, tokens, Ended(event.index, reason, event.num_tokens, event.cached_tokens, ending)
 
     def _add(self, text: str) -> str:
         self._read += len(text)
