@@ -262,7 +262,7 @@ async def test_events_that_were_not_looked_at_come_together():
         runner.let(3)
         for _ in range(3):
             await runner.reached()
-        await engine._idle.wait()
+        await engine._thread._idle.wait()
         assert await anext(events) == [Token(0, 6), Token(0, 7), Finished(0, "stop", 4, ending=Token(0, END))]
         with pytest.raises(StopAsyncIteration):
             await anext(events)
@@ -568,7 +568,7 @@ def test_a_loop_that_is_gone_takes_its_engine_along():
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     runner.let(100)
-    engine._thread.join()
+    engine._thread._thread.join()
     assert runner.closed_in == "arriero-model"
     task._log_destroy_pending = False
 
@@ -627,7 +627,7 @@ async def test_under_stress_nothing_is_lost(seed):
         stats = engine.stats()
         assert (stats.waiting, stats.running, stats.reserved_tokens) == (0, 0, 0)
         assert said(await answer(engine, ask())) == [5, 6, 7]
-        assert not engine._streams
+        assert not engine._thread._streams
     assert all(outcomes.values()), outcomes
 
 

@@ -213,3 +213,64 @@ def test_a_slot_can_be_filled_to_the_context(runner):
     tokens = [position % 40 + 1 for position in range(context)]
     run(runner, (0, tokens[:-1], 0))
     assert np.isfinite(run(runner, (0, tokens[-1:], context - 1))).all()
+
+
+# Hidden states
+
+
+def states_of(runner, tokens):
+    """The states of a prompt at once, in a slot that is free again."""
+    slot = runner.info.num_slots - 1
+    runner.free(slot)
+    states = runner.states(Row(slot, tokens, 0)).copy()
+    runner.free(slot)
+    return states
+
+
+@pytest.fixture
+def near(subject):
+    """Asserts that states are the same; sums of floats, the more exact formats none excepted."""
+    tolerance = max(subject[1], 1e-5)
+    return lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def test_states_are_float32_rows_of_the_hidden_size(runner):
+    states = states_of(runner, A)
+    assert states.shape == (len(A), runner.info.hidden_size)
+    assert states.dtype == np.float32
+    assert np.isfinite(states).all()
+
+
+def test_different_inputs_have_different_states(runner):
+    assert not np.array_equal(states_of(runner, A), states_of(runner, A[::-1]))
+
+
+def test_a_state_depends_on_nothing_that_follows(runner, near):
+    near(states_of(runner, A)[: len(A) - 2], states_of(runner, A[:-2]))
+
+
+def test_states_of_one_token(runner, near):
+    near(states_of(runner, A[:1]), states_of(runner, A)[:1])
+
+
+@pytest.mark.parametrize("cuts", [[6], [2, 5], [2, 4]], ids=str)
+def test_states_in_chunks_are_the_states_at_once(runner, near, cuts):
+    prompt = A * 3
+    chunks = [
+        runner.states(Row(0, prompt[start:end], start)).copy() for start, end in pairwise([0, *cuts, len(prompt)])
+    ]
+    near(np.concatenate(chunks), states_of(runner, prompt))
+
+
+def test_states_do_not_depend_on_the_slots_beside(runner, near, same):
+    run(runner, (0, A, 0), (1, B, 0))
+    near(runner.states(Row(2, C, 0)).copy(), states_of(runner, C))
+    logits = run(runner, (0, [1], len(A)), (1, [2], len(B)))
+    same(logits[:1], alone(runner, A, [1]))
+    same(logits[1:], alone(runner, B, [2]))
+
+
+def test_a_slot_that_was_cut_to_nothing_reads_the_next_input_as_the_first(runner, near):
+    runner.states(Row(0, C, 0))
+    runner.truncate(0, 0)
+    near(runner.states(Row(0, A, 0)).copy(), states_of(runner, A))

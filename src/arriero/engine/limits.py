@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arriero.core import GenerationRequest, RunnerInfo
+from arriero.core import EncodingRequest, GenerationRequest, RunnerInfo
 from arriero.engine import sampling
 from arriero.engine.sequence import num_slots
 from arriero.errors import ContextOverflow, InvalidRequest
@@ -21,6 +21,24 @@ def check(request: GenerationRequest, info: RunnerInfo, token_budget: int) -> No
     _check_tokens(request, info.vocab_size)
     _check_slots(request, info.num_slots)
     _check_lengths(request, info.context, token_budget)
+
+
+def check_inputs(request: EncodingRequest, vocab_size: int, context: int) -> None:
+    """Raise what is wrong with an encoding request, before it is queued.
+
+    Raises:
+        InvalidRequest: there is no input, or one without tokens, or a token id is out of range.
+        ContextOverflow: an input is longer than the context.
+    """
+    if not request.inputs or not all(request.inputs):
+        raise InvalidRequest("An input needs at least one token.", param="input")
+    for index, tokens in enumerate(request.inputs):
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
+            raise InvalidRequest(f"The token ids of input {index} must be below {vocab_size}.", param="input")
+        if len(tokens) > context:
+            raise ContextOverflow(
+                f"This model's context is {context} tokens, but input {index} has {len(tokens)}.", param="input"
+            )
 
 
 def _check_counts(request: GenerationRequest) -> None:

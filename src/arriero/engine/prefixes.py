@@ -51,7 +51,7 @@ class Prefixes:
             shared = min(common(sequence, candidate), sequence.num_prompt_tokens - self._least_own)
             if shared > max(LEAST_SHARED - 1, sequence.num_shared_tokens):
                 sequence.source, sequence.num_shared_tokens = candidate, shared
-        if sequence.source in self._sequences:
+        if sequence.source and sequence.source in self._sequences:
             self._sequences.move_to_end(sequence.source)
 
     def ready(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:

@@ -19,6 +19,7 @@ Rules:
 - **What was read is not read again.** A prompt that begins like one that was read, or is being read, copies that
   beginning; if an older prompt is about to read it, it waits for that. Slots of ended requests keep their prompts
   until slots or tokens are needed, the least recently used go first (`arriero.engine.prefixes`).
+- **Inputs that are encoded** share that room: they and the prompts of answers go first in turns. See `encodings`.
 - **A beam search is a request for as many choices as it has beams**, until it decides which tokens they get: it
   says which slots become copies of which, and all its slots go back when it is over.
 
@@ -33,8 +34,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from arriero.core import (
     Constraint,
+    EncodingRequest,
     EngineStats,
     Event,
     Finished,
@@ -42,18 +46,16 @@ from arriero.core import (
     GenerationRequest,
     Logprob,
     PromptScored,
-    Row,
     RunnerInfo,
     Token,
-    Want,
 )
 from arriero.engine import limits
 from arriero.engine.beams import Candidate
+from arriero.engine.encodings import Encoded, Encoding, Encodings, take
 from arriero.engine.prefixes import Prefixes
-from arriero.engine.sampling import Draw
 from arriero.engine.sequence import Group, Sequence, group_of
-from arriero.engine.step import Results, Scoring, Step
-from arriero.errors import Overloaded
+from arriero.engine.step import Results, Step
+from arriero.errors import InvalidRequest, Overloaded
 
 FADE = 0.9
 """How much each request that ends leaves of what is known of earlier ones."""
@@ -87,8 +89,10 @@ class Scheduler:
         self._chunk_beside_decode = chunk_beside_decode
         self._clock = clock
 
-        self._waiting: deque[Group] = deque()
+        self._waiting: deque[Group | Encoding] = deque()
         self._running: list[Sequence] = []  # oldest first; followers join when their leader has read the prompt
+        self._encodings = Encodings()
+        self._encodings_first = False
         self._free_slots = list(range(info.num_slots))  # a heap: low slots first keeps the used memory together
         self._reserved_tokens = 0
         can_share = info.chunked_prefill and info.truncation
@@ -114,19 +118,36 @@ class Scheduler:
         """
         limits.check(request, self._info, self._token_budget)
         group = group_of(request, constraint)
-        self._waiting.append(group)
-        if self._num_queued() > self._max_queue:
-            self._waiting.pop()
-            raise Overloaded("The queue is full.", retry_after=self._retry_after())
+        self._queue(group)
         return group
 
-    def abort(self, group: Group) -> None:
+    def submit_encoding(self, request: EncodingRequest) -> Encoding:
+        """Queue a request for vectors, which `update` returns once it is complete, and which serves to abort.
+
+        Raises:
+            InvalidRequest, ContextOverflow: it can never run, see `limits.check_inputs`.
+            Overloaded: as `submit`.
+        """
+        if not self._info.hidden_size:
+            raise InvalidRequest("This model gives no vectors.", param="model")
+        limits.check_inputs(request, self._info.vocab_size, min(self._info.context, self._token_budget))
+        vectors = np.empty((len(request.inputs), self._info.hidden_size), np.float32)
+        encoding = Encoding(request, vectors)
+        self._queue(encoding)
+        return encoding
+
+    def abort(self, group: Group | Encoding) -> None:
         """Forget a request, whatever it was doing; its slots and reservation are free at once.
 
         A step that is being computed may go on: its results for this request are ignored.
         """
         if group in self._waiting:
             self._waiting.remove(group)
+            return
+        if isinstance(group, Encoding):
+            if not group.finished:
+                self._encodings.remove(group)
+                self._release_encoding(group)
             return
         for sequence in group.sequences:
             if not sequence.finished:
@@ -136,7 +157,7 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """Plan the next step; None when there is nothing to do until a request comes."""
         self._admit()
-        if not self._running and not self._frees:
+        if not self._running and not self._encodings and not self._frees:
             return None
         copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
         truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._ended]
@@ -148,17 +169,17 @@ class Scheduler:
                 if self._ended.ready(sequence, self._running):
                     prefilling.append(sequence)
             elif sequence.num_computed_tokens < len(sequence.tokens):  # else its place in a beam search has no beam
-                self._add_row(step, sequence, 1)
-        self._add_prompts(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
+                step.add_row(sequence, 1)
+        self._read(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
         return step
 
-    def update(self, step: Step, results: Results) -> list[tuple[Group, Event]]:
+    def update(self, step: Step, results: Results) -> list[tuple[Group, Event] | tuple[Encoding, Encoded]]:
         """Take in what came of a step; what happened, in order.
 
         Sequences that finish leave their slots at once, for the next `schedule`. What belongs to requests that were
         aborted while the step ran is ignored.
         """
-        self._num_steps += bool(step.rows)
+        self._num_steps += bool(step.rows or step.readings)
         self._busy_seconds += self._clock() - step.started
         events: list[tuple[Group, Event]] = []
         for row, sequence in zip(step.rows, step.sequences, strict=True):
@@ -180,7 +201,7 @@ class Scheduler:
             if not sequence.group.request.max_tokens and not sequence.finished:
                 self._finish_unanswered(sequence, events)
         self._running = [sequence for sequence in self._running if not sequence.finished]
-        return events
+        return [*events, *self._take_readings(step, results)]
 
     def stats(self) -> EngineStats:
         """Counts as of now."""
@@ -197,26 +218,38 @@ class Scheduler:
 
     # Admission
 
+    def _queue(self, group: Group | Encoding) -> None:
+        self._waiting.append(group)
+        if self._num_queued() > self._max_queue:
+            self._waiting.pop()
+            raise Overloaded("The queue is full.", retry_after=self._retry_after())
+
     def _admit(self) -> None:
         for _ in range(len(self._waiting) - self._num_queued()):
             group = self._waiting.popleft()
-            readers = [sequence for sequence in group.sequences if sequence.leader is None]
-            for sequence in readers:
-                self._ended.find_source(sequence, self._running)
-                self._running.append(sequence)
+            if isinstance(group, Encoding):
+                self._encodings.add(group)
+            else:
+                self._find_sources(group)
             self._reserved_tokens += group.num_reserved_tokens
             self._free(self._ended.shrink(self._token_budget - self._reserved_tokens))
-            for sequence in group.sequences:
+            for holder in [group] if isinstance(group, Encoding) else group.sequences:
                 if not self._free_slots:
                     self._free([self._ended.pop()])
-                sequence.slot = heapq.heappop(self._free_slots)
+                holder.slot = heapq.heappop(self._free_slots)
+
+    def _find_sources(self, group: Group) -> None:
+        for sequence in group.sequences:
+            if sequence.leader is None:
+                self._ended.find_source(sequence, self._running)
+                self._running.append(sequence)
 
     def _num_queued(self) -> int:
         """Waiting requests that the next step will not admit."""
         slots = len(self._free_slots) + len(self._ended)
         tokens = self._token_budget - self._reserved_tokens
         for num_admitted, group in enumerate(self._waiting):
-            slots -= len(group.sequences)
+            slots -= group.num_slots
             tokens -= group.num_reserved_tokens
             if slots < 0 or tokens < 0:
                 return len(self._waiting) - num_admitted
@@ -229,11 +262,22 @@ class Scheduler:
 
     # Steps
 
-    def _add_prompts(self, step: Step, prefilling: Iterable[Sequence], room: int) -> None:
-        """Fill the step with prompt tokens; only the oldest prompt may be cut."""
+    def _read(self, step: Step, prefilling: list[Sequence], room: int) -> None:
+        """Fill the step with prompts and inputs; which of them goes first, and may be cut, changes every time."""
+        self._encodings_first = bool(self._encodings) and not (prefilling and self._encodings_first)
+        if self._encodings_first:
+            step.readings = self._encodings.plan(room, self._chunk_of)
+            room -= sum(reading.cost for reading in step.readings)
+        num_read = self._add_prompts(step, prefilling, room, may_cut=not self._encodings_first)
+        if not self._encodings_first:
+            step.readings = self._encodings.plan(room - num_read, None)
+
+    def _add_prompts(self, step: Step, prefilling: Iterable[Sequence], room: int, *, may_cut: bool) -> int:
+        """Fill the step with prompt tokens and tell how many; only the oldest prompt may be cut."""
+        whole_room = room
         for age, sequence in enumerate(prefilling):
             remaining = sequence.num_prompt_tokens - max(sequence.num_computed_tokens, sequence.num_shared_tokens)
-            if age == 0:
+            if age == 0 and may_cut:
                 count = self._chunk_of(remaining, room)
             elif remaining <= room:
                 count = remaining
@@ -241,8 +285,9 @@ class Scheduler:
                 continue
             if not self._share(step, sequence):
                 continue
-            self._add_row(step, sequence, count)
+            step.add_row(sequence, count)
             room -= count
+        return whole_room - room
 
     def _share(self, step: Step, sequence: Sequence) -> bool:
         """Give the sequence what it shares with its source; False if the source's slot has just become another's."""
@@ -272,52 +317,6 @@ class Scheduler:
         whole = remaining <= room or remaining - count < least or not self._info.chunked_prefill
         return remaining if whole else count
 
-    def _add_row(self, step: Step, sequence: Sequence, count: int) -> None:
-        """Give a sequence's next `count` tokens to the step, and say what its logits are for."""
-        start = sequence.num_computed_tokens
-        end = start + count
-        want = Want.NOTHING
-        if start < sequence.num_prompt_tokens and sequence.scores is not None:
-            want = Want.ALL
-            scored = sequence.tokens[start + 1 : min(end + 1, sequence.num_prompt_tokens)]
-            step.scorings.append(Scoring(sequence, step.num_logits, scored))
-            step.num_logits += count - 1
-        elif end == len(sequence.tokens) and sequence.group.request.max_tokens:
-            want = Want.LAST
-        step.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want))
-        step.sequences.append(sequence)
-        if want is Want.NOTHING:
-            return
-        if end == len(sequence.tokens) and sequence.group.request.max_tokens:
-            self._use_logits(step, step.num_logits, sequence)
-        step.num_logits += 1
-
-    def _use_logits(self, step: Step, row: int, sequence: Sequence) -> None:
-        """Have everybody who goes on from a row of logits do so."""
-        if sequence.search:
-            first = sequence.group.family(sequence.prompt)[0]
-            step.expansions.setdefault(first, {})[sequence.index] = row
-            return
-        self._add_draw(step, row, sequence)
-        if sequence.num_sampled_tokens == 0:
-            for follower in sequence.followers:
-                self._add_draw(step, row, follower)
-
-    def _add_draw(self, step: Step, row: int, sequence: Sequence) -> None:
-        request = sequence.group.request
-        step.draws.append(
-            Draw(
-                row,
-                request.sampling,
-                sequence.index,
-                len(sequence.tokens),
-                sequence.processors,
-                sequence.tokens,
-                request.logprobs,
-            )
-        )
-        step.drawing.append(sequence)
-
     # Results
 
     def _take_scores(self, sequence: Sequence, scores: list[Logprob], events: list[tuple[Group, Event]]) -> None:
@@ -326,6 +325,14 @@ class Scheduler:
         sequence.scores += scores
         if sequence.num_computed_tokens == sequence.num_prompt_tokens:
             events.append((sequence.group, PromptScored(sequence.prompt, tuple(sequence.scores))))
+
+    def _take_readings(self, step: Step, results: Results) -> list[tuple[Encoding, Encoded]]:
+        """Take in states; the encodings that are complete leave their slots."""
+        self._num_prompt_tokens += sum(len(reading.row.tokens) for reading in step.readings)
+        complete = [each for each in take(step.readings, results.sums) if not each.finished]
+        for encoding in complete:
+            self._release_encoding(encoding)
+        return [(encoding, Encoded(encoding.vectors)) for encoding in complete]
 
     def _take(self, sequence: Sequence, token: int, logprob: Logprob | None, events: list[tuple[Group, Event]]) -> None:
         """Append a sampled token to its sequence, and end the sequence if this was its last."""
@@ -412,5 +419,15 @@ class Scheduler:
         group = sequence.group
         group.num_unfinished -= 1
         if group.num_unfinished == 0:
-            self._num_ended = (self._num_ended + 1) * FADE
-            self._busy_seconds *= FADE
+            self._note_end()
+
+    def _release_encoding(self, encoding: Encoding) -> None:
+        encoding.finished = True
+        heapq.heappush(self._free_slots, encoding.slot)
+        self._frees.append(encoding.slot)
+        self._reserved_tokens -= encoding.num_reserved_tokens
+        self._note_end()
+
+    def _note_end(self) -> None:
+        self._num_ended = (self._num_ended + 1) * FADE
+        self._busy_seconds *= FADE

@@ -29,6 +29,11 @@ class Group:
         return len(self.request.prompts) * self.request.num_choices
 
     @property
+    def num_slots(self) -> int:
+        """Slots that it holds once admitted."""
+        return len(self.sequences)
+
+    @property
     def num_reserved_tokens(self) -> int:
         """Tokens of the key/value budget that the whole request may come to hold."""
         return sum(sequence.num_reserved_tokens for sequence in self.sequences)

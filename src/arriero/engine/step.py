@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from arriero.core import Logprob, Row
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.core import Logprob, Row, Want
 from arriero.engine.beams import Candidate
+from arriero.engine.encodings import Reading
 from arriero.engine.sampling import Draw
 from arriero.engine.sequence import Sequence
 
@@ -40,18 +44,68 @@ class Step:
     scorings: list[Scoring] = field(default_factory=list)
     expansions: dict[Sequence, dict[int, int]] = field(default_factory=dict)
     """Beam searches that go on, each by its first sequence: the row of logits for each place that has a beam."""
+    readings: list[Reading] = field(default_factory=list)
+    """Further rows, read for their states, in this order."""
     num_logits: int = 0
     """Rows of logits that the runner will return."""
     started: float = 0.0
     """When it was planned, by the scheduler's clock."""
 
+    def add_row(self, sequence: Sequence, count: int) -> None:
+        """Give a sequence's next `count` tokens to the runner, and say what its logits are for."""
+        start = sequence.num_computed_tokens
+        end = start + count
+        want = Want.NOTHING
+        if start < sequence.num_prompt_tokens and sequence.scores is not None:
+            want = Want.ALL
+            scored = sequence.tokens[start + 1 : min(end + 1, sequence.num_prompt_tokens)]
+            self.scorings.append(Scoring(sequence, self.num_logits, scored))
+            self.num_logits += count - 1
+        elif end == len(sequence.tokens) and sequence.group.request.max_tokens:
+            want = Want.LAST
+        self.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want))
+        self.sequences.append(sequence)
+        if want is Want.NOTHING:
+            return
+        if end == len(sequence.tokens) and sequence.group.request.max_tokens:
+            self._use_logits(self.num_logits, sequence)
+        self.num_logits += 1
+
+    def _use_logits(self, row: int, sequence: Sequence) -> None:
+        """Have everybody who goes on from a row of logits do so."""
+        if sequence.search:
+            first = sequence.group.family(sequence.prompt)[0]
+            self.expansions.setdefault(first, {})[sequence.index] = row
+            return
+        self._add_draw(row, sequence)
+        if sequence.num_sampled_tokens == 0:
+            for follower in sequence.followers:
+                self._add_draw(row, follower)
+
+    def _add_draw(self, row: int, sequence: Sequence) -> None:
+        request = sequence.group.request
+        self.draws.append(
+            Draw(
+                row,
+                request.sampling,
+                sequence.index,
+                len(sequence.tokens),
+                sequence.processors,
+                sequence.tokens,
+                request.logprobs,
+            )
+        )
+        self.drawing.append(sequence)
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came of a step, in the order of its draws, scorings and expansions."""
+    """What came of a step, in the order of its draws, scorings, expansions and readings."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: dict[int, Logprob] = field(default_factory=dict)
     """By place among the draws, for those that ask."""
     scores: list[list[Logprob]] = field(default_factory=list)
     candidates: list[list[Candidate]] = field(default_factory=list)
+    sums: list[NDArray[np.float64]] = field(default_factory=list)
+    """Of the states of each reading, float64 [hidden_size]."""

@@ -54,10 +54,18 @@ class ScriptedRunner:
         reply: Reply = echo,
         pace: float = 0.0,
         fail_after: int | None = None,
+        hidden_size: int = 16,
     ) -> None:
-        """`pace` is the seconds each step takes; after `fail_after` steps every further one raises `RuntimeError`."""
+        """`pace` is the seconds each step takes, reading a row for its states being a step; after `fail_after` steps
+        every further one raises `RuntimeError`.
+        """
         self._info = RunnerInfo(
-            num_slots=num_slots, context=context, vocab_size=vocab_size, bytes_per_token=8, invariant=True
+            num_slots=num_slots,
+            context=context,
+            vocab_size=vocab_size,
+            bytes_per_token=8,
+            invariant=True,
+            hidden_size=hidden_size,
         )
         self._end_token_id = end_token_id
         self._reply = reply
@@ -74,12 +82,7 @@ class ScriptedRunner:
     def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """Append the rows' tokens; the logits are float32 [wanted positions, vocab_size]."""
         self._check_step(rows)
-        if self._pace:
-            time.sleep(self._pace)
-        if self._steps_left is not None:
-            if self._steps_left == 0:
-                raise RuntimeError("The script ends here: fail_after steps are done.")
-            self._steps_left -= 1
+        self._take_time()
         predicted: list[int] = []
         for row in rows:
             slot = self._slots[row.slot]
@@ -93,6 +96,20 @@ class ScriptedRunner:
         logits = np.zeros((len(predicted), self._info.vocab_size), dtype=np.float32)
         logits[np.arange(len(predicted)), predicted] = PEAK
         return logits
+
+    def states(self, row: Row) -> NDArray[np.float32]:
+        """Append the row's tokens; each state tells its token, and a little of the token's position."""
+        self._check_step([row])
+        self._take_time()
+        self._slots[row.slot].tokens.extend(row.tokens)
+        tokens = np.asarray(row.tokens)[:, None]
+        positions = np.arange(row.position, row.position + len(row.tokens))[:, None]
+        frequencies = np.sqrt(np.arange(1, self._info.hidden_size + 1))
+        return np.sin((tokens + 1 + positions / self._info.context) * frequencies).astype(np.float32)
+
+    def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
+        """A decoder has no encoder."""
+        raise ValueError("the runner of a decoder was asked to encode")
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy slots, all at once."""
@@ -124,6 +141,14 @@ class ScriptedRunner:
         if self._closed:
             raise ValueError("closed twice")
         self._closed = True
+
+    def _take_time(self) -> None:
+        if self._pace:
+            time.sleep(self._pace)
+        if self._steps_left is not None:
+            if self._steps_left == 0:
+                raise RuntimeError("The script ends here: fail_after steps are done.")
+            self._steps_left -= 1
 
     def _next(self, slot: _Slot, length: int) -> int:
         """The token that follows the slot's first `length` tokens."""

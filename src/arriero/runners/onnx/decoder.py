@@ -1,16 +1,20 @@
-"""The decoder graph: embeddings in, logits of the wanted positions out, keys and values updated in place.
+"""The decoder graph: embeddings in, logits or states of the wanted positions out, keys and values updated in place.
 
 One graph serves a prompt chunk of one row ([1, tokens]) and one decode step of many rows ([rows, 1]).
 Inside, activations are flattened to [positions, size]; only attention needs both dimensions.
 
     hidden          float32 [batch, tokens, hidden]         embeddings, looked up outside
-    wanted          int64   [wanted]                        flat positions that get logits
+    wanted          int64   [wanted]                        flat positions that get logits or states
     seqlens_k       int32   [batch]                         tokens a row holds after this step, minus one
     total_length    int32   []                              the largest number of tokens a row then holds
     packed_shape    int64   [3]                             (batch, tokens, -1)
     zero_points     uint8   [batch * tokens]                128 each (read by int8 products)
     past.N.key ...  float32 [batch, kv_heads, length, head] bound to the same memory as present.N.key ...
     logits          float32 [wanted, vocabulary]
+    states          float32 [wanted, hidden]                after the last norm, in the checkpoint's own coordinates
+
+A run computes the outputs that it binds and nothing else: one that wants states has no part in the vocabulary
+projection, one that wants logits none in what states need beyond it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from arriero.runners.onnx.formats import Format, Rows, linear
 EMBEDDINGS_FILE = "embeddings.npy"
 _ROTATIONS = {False: ("cosines", "sines"), True: ("local.cosines", "local.sines")}
 """By whether a layer has positions of its own for its window."""
+STATES_WEIGHT = "model.states.weight"
+"""A tensor [hidden, hidden] of a checkpoint in other coordinates: turns its last states into the original's."""
 
 
 def build_decoder(
@@ -78,6 +84,7 @@ class _Decoder:
         # The vocabulary projection is a fifth of a small model's arithmetic: only where it is wanted.
         branch, residual = (graph.op("Gather", [value, "wanted"], axis=0) for value in (branch, residual))
         normed, _ = self._add_norm("model.norm.weight", residual, branch)
+        self._states(normed)
         self._logits(normed, embeddings)
         progress(config.num_layers, config.num_layers)
 
@@ -93,6 +100,15 @@ class _Decoder:
             logits = self._scaled(bounded, config.logits_softcap)
         graph.node("Identity", [logits], ["logits"])
         graph.output("logits", np.float32, ["wanted", config.vocab_size])
+
+    def _states(self, normed: str) -> None:
+        graph = self.graph
+        if STATES_WEIGHT in self.checkpoint:
+            basis = np.ascontiguousarray(self.checkpoint.tensor(STATES_WEIGHT).T)
+            graph.node("MatMul", [normed, graph.constant(STATES_WEIGHT, basis)], ["states"])
+        else:
+            graph.node("Identity", [normed], ["states"])
+        graph.output("states", np.float32, ["wanted", self.config.hidden_size])
 
     def _declare_inputs(self) -> None:
         graph, config = self.graph, self.config

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -63,7 +63,10 @@ class OnnxRunner:
             bytes_per_token=self._cache.bytes_per_token,
             invariant=invariant,
             min_prompt_chunk=2,
+            hidden_size=config.hidden_size,
         )
+        self._options = ort.RunOptions()
+        self._options.only_execute_path_to_fetches = True
         # A decode step reads and writes at the same places every time, so it is bound once per number of rows.
         self._hidden = np.empty((num_slots, 1, config.hidden_size), np.float32)
         self._logits = np.empty((num_slots, config.vocab_size), np.float32)
@@ -81,7 +84,7 @@ class OnnxRunner:
         logits: dict[int, NDArray[np.float32]] = {}
         for row in rows:
             if len(row.tokens) > 1:
-                logits[row.slot] = np.concatenate([self._prefill(part) for part in _parts(row)])
+                logits[row.slot] = np.concatenate([self._read(part, "logits") for part in _parts(row)])
         single = {row.slot: row for row in rows if len(row.tokens) == 1}
         if single:
             order = self._cache.arrange(list(single))
@@ -93,6 +96,14 @@ class OnnxRunner:
             for slot, row_logits in zip(order, decoded, strict=True):
                 logits[slot] = row_logits[None][: single[slot].want is not Want.NOTHING]
         return np.concatenate([logits[row.slot] for row in rows])
+
+    def states(self, row: Row) -> NDArray[np.float32]:
+        """See `Runner.states`."""
+        return np.concatenate([self._read(part, "states") for part in _parts(replace(row, want=Want.ALL))])
+
+    def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
+        """A decoder has no encoder."""
+        raise ValueError("the runner of a decoder was asked to encode")
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See `Runner.copy`."""
@@ -127,26 +138,27 @@ class OnnxRunner:
                 total_length=self._total_length,
                 logits=self._logits[:count],
             )
-        self._session.run_with_iobinding(self._decode_bindings[count].io)
+        self._session.run_with_iobinding(self._decode_bindings[count].io, self._options)
         for row in rows:
             self._cache.grow(row.slot, row.position + 1)
         return self._logits[:count]
 
-    def _prefill(self, row: Row) -> NDArray[np.float32]:
-        """Several tokens of one row; logits of the positions it wants."""
+    def _read(self, row: Row, output: Literal["logits", "states"]) -> NDArray[np.float32]:
+        """Tokens of one row by themselves; logits or states of the positions it wants."""
         count, end = len(row.tokens), row.position + len(row.tokens)
         first_wanted = {Want.NOTHING: count, Want.LAST: count - 1, Want.ALL: 0}[row.want]
+        width = self._info.vocab_size if output == "logits" else self._info.hidden_size
         binding = self._bind(
             first_row=self._cache.row(row.slot),
             hidden=self._embeddings[list(row.tokens)][None],
             wanted=np.arange(first_wanted, count),
             seqlens_k=np.array([end - 1], np.int32),
             total_length=np.array(end, np.int32),
-            logits=np.empty((count - first_wanted, self._config.vocab_size), np.float32),
+            **{output: np.empty((count - first_wanted, width), np.float32)},
         )
-        self._session.run_with_iobinding(binding.io)
+        self._session.run_with_iobinding(binding.io, self._options)
         self._cache.grow(row.slot, end)
-        return binding.arrays["logits"]
+        return binding.arrays[output]
 
     def _bind(self, *, first_row: int, hidden: NDArray[np.float32], **arrays: NDArray[Any]) -> _Binding:
         """Bind arrays by pointer, and keys and values from `first_row` on as both past and present."""
@@ -158,7 +170,7 @@ class OnnxRunner:
         }
         io = self._session.io_binding()
         for name, array in arrays.items():
-            if name == "logits":
+            if name in ("logits", "states"):
                 _bind(io.bind_output, name, array)
             else:
                 _bind(io.bind_input, name, array)
@@ -176,7 +188,7 @@ def _parts(row: Row) -> list[Row]:
     Attention's blocks are a multiple of 16 tokens long: twice the head's size, or less where that does not
     fit the processor's cache.
     """
-    if len(row.tokens) % 16 != 1:
+    if len(row.tokens) % 16 != 1 or len(row.tokens) == 1:
         return [row]
     cut = len(row.tokens) - 2
     first = Row(row.slot, row.tokens[:cut], row.position, Want.ALL if row.want is Want.ALL else Want.NOTHING)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
-from arriero.runners.onnx.decoder import EMBEDDINGS_FILE
+from arriero.runners.onnx.decoder import EMBEDDINGS_FILE, STATES_WEIGHT
 from arriero.runners.onnx.formats import ZERO_POINT
 
 _READS_ATTENTION_NORM = ("q_proj", "k_proj", "v_proj")
@@ -54,7 +54,7 @@ class SmoothedCheckpoint:
         return dataclasses.replace(original, tie_embeddings=False) if self._rotates else original
 
     def __contains__(self, name: str) -> bool:
-        return name in self._original or (self._rotates and name == "lm_head.weight")
+        return name in self._original or (self._rotates and name in ("lm_head.weight", STATES_WEIGHT))
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.tensor`."""
@@ -62,6 +62,9 @@ class SmoothedCheckpoint:
             tied = self._original.config.tie_embeddings
             head = self._original.tensor("model.embed_tokens.weight" if tied else name)
             return rotate(head * self._original.tensor("model.norm.weight"))
+        if name == STATES_WEIGHT:
+            # The last norm gives (states / gamma) R here, R being the rotation.
+            return rotate(np.diag(self._original.tensor("model.norm.weight")))
         value = self._evened(name)
         return self._rotated(name, value) if self._rotates else value
 
