@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from arriero.core import Row, Want
+from arriero.models.architecture import POST_NORMS, SANDWICH_NORMS
 from fidelity.crowd import Crowd, Work, alone
 from fidelity.form import PROOF
 from references import real_model
@@ -23,8 +24,27 @@ REAL_FORMATS = ("int8", "fp32") if PROOF else ("int8",)
 REAL_TOKENS = 24 if PROOF else 8
 
 
+FAMILIES = {
+    "windows": replace(CASES["grouped"], windows=(24, None)),
+    "like_gemma2": replace(
+        CASES["wide_heads"],
+        norms=SANDWICH_NORMS,
+        activation="gelu_tanh",
+        attention_scale=0.3,
+        attention_softcap=2.0,
+        logits_softcap=3.0,
+        windows=(100, None),
+    ),
+    "like_gemma3": replace(
+        CASES["grouped"], norms=SANDWICH_NORMS, qk_norm="head", windows=(24, None), local_rope_theta=100.0
+    ),
+    "like_olmo2": replace(CASES["grouped"], norms=POST_NORMS, qk_norm="projection", layers_without_positions=(1,)),
+}
+"""What other families do in attention and around it."""
+
+
 def tiny_checkpoint(case):
-    return random_checkpoint(replace(CASES[case], context=TINY_CONTEXT))
+    return random_checkpoint(replace({**CASES, **FAMILIES}[case], context=TINY_CONTEXT))
 
 
 def random_works(vocab_size, count):
@@ -55,7 +75,10 @@ def weights(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=["grouped", "like_smollm", "wide_heads"])
+@pytest.fixture(
+    scope="module",
+    params=["grouped", "like_smollm", "wide_heads", *(FAMILIES if PROOF else ("windows", "like_gemma2"))],
+)
 def tiny(request, weights, open_runner):
     """A runner, sequences for it, and what each says alone."""
     checkpoint = tiny_checkpoint(request.param)

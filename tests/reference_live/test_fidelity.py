@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from references import make_real_model, real_model, tiny_models
+from references import make_real_model, real_model, tiny_families, tiny_models
 
 EVERY = slice(None, None, 1 if os.environ.get("PROOF") else 13)
 
@@ -21,6 +21,14 @@ def test_tiny_models():
         assert set(committed) == set(made)
         for name, values in made.items():
             np.testing.assert_allclose(committed[name], values, rtol=0, atol=1e-4)
+
+
+def test_tiny_families():
+    made = tiny_families.make()
+    with np.load(tiny_families.FILE) as committed:
+        assert set(committed) == set(made)
+        for name, values in made.items():
+            np.testing.assert_allclose(committed[name], values, rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_prompts_of_the_real_model(smollm2_path):

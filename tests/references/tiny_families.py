@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,35 @@ _LLAMA3 = {
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 
-def _llama(**changes: Any) -> dict[str, Any]:
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_SIZES, **changes}
+_LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
 
 
-def _mistral(**changes: Any) -> dict[str, Any]:
-    return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **_SIZES, **changes}
+def _case(name: str, model_type: str, **changes: Any) -> dict[str, Any]:
+    """A config.json; `rope_theta=None` leaves that out, elsewhere null is a value."""
+    settings = {"architectures": [f"{name}ForCausalLM"], "model_type": model_type, **_SIZES, **changes}
+    return {key: value for key, value in settings.items() if (key, value) != ("rope_theta", None)}
 
 
-def _qwen2(**changes: Any) -> dict[str, Any]:
-    settings = {**_SIZES, "head_dim": 16, "use_sliding_window": False, "max_window_layers": 28, **changes}
-    return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **settings}
-
-
-def _qwen3(**changes: Any) -> dict[str, Any]:
-    return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **_SIZES, **changes}
-
+_llama = partial(_case, "Llama", "llama")
+_mistral = partial(_case, "Mistral", "mistral")
+_qwen2 = partial(_case, "Qwen2", "qwen2")
+_qwen3 = partial(_case, "Qwen3", "qwen3")
+_phi3 = partial(_case, "Phi3", "phi3", original_max_position_embeddings=256)
+_gemma = partial(_case, "Gemma", "gemma")
+_gemma2 = partial(_case, "Gemma2", "gemma2", query_pre_attn_scalar=24, sliding_window=24)
+_gemma3 = partial(_case, "Gemma3", "gemma3_text", query_pre_attn_scalar=24, sliding_window=24)
+_smollm3 = partial(_case, "SmolLM3", "smollm3")
+_granite = partial(
+    _case,
+    "Granite",
+    "granite",
+    attention_multiplier=0.3,
+    embedding_multiplier=3.0,
+    residual_multiplier=0.4,
+    logits_scaling=0.7,
+)
+_olmo2 = partial(_case, "Olmo2", "olmo2")
+_olmo3 = partial(_case, "Olmo3", "olmo3", sliding_window=24)
 
 CASES: Mapping[str, dict[str, Any]] = {
     "llama/yarn": _llama(rope_scaling=_YARN),
@@ -86,11 +100,9 @@ CASES: Mapping[str, dict[str, Any]] = {
     "mistral/window": _mistral(sliding_window=24),
     "mistral/no_window": _mistral(sliding_window=None, rope_theta=1e6),
     "mistral/wide_window": _mistral(sliding_window=4096, head_dim=32, num_key_value_heads=1),
-    "ministral/layer_types": {
-        **_mistral(sliding_window=24, layer_types=["sliding_attention", "full_attention"] * 2),
-        "architectures": ["MinistralForCausalLM"],
-        "model_type": "ministral",
-    },
+    "ministral/layer_types": _case(
+        "Ministral", "ministral", sliding_window=24, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
     "qwen2/tied": _qwen2(tie_word_embeddings=True, sliding_window=32),
     "qwen2/untied": _qwen2(rope_theta=1e6, sliding_window=None),
     "qwen2/window": _qwen2(use_sliding_window=True, sliding_window=24, max_window_layers=2),
@@ -104,6 +116,64 @@ CASES: Mapping[str, dict[str, Any]] = {
         layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
     ),
     "qwen3/llama3_rope": _qwen3(rope_scaling=_LLAMA3),
+    "phi3/tied": _phi3(tie_word_embeddings=True),
+    "phi3/window": _phi3(sliding_window=24, num_key_value_heads=4),
+    "phi3/longrope": _phi3(
+        max_position_embeddings=1024,
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0],
+            "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0],
+        },
+    ),
+    "phi3/partial_rotary": _phi3(
+        head_dim=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        partial_rotary_factor=0.5,
+        max_position_embeddings=1024,
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0],
+            "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0],
+        },
+    ),
+    "gemma/legacy_activation": _gemma(hidden_act="gelu"),
+    "gemma/untied": _gemma(tie_word_embeddings=False, num_key_value_heads=1, head_dim=32),
+    "gemma2/soft_caps": _gemma2(attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma2/defaults": _gemma2(),
+    "gemma2/no_soft_caps": _gemma2(attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True),
+    "gemma3/local_positions": _gemma3(rope_local_base_freq=100.0, sliding_window_pattern=2),
+    "gemma3/scaled": _gemma3(
+        num_hidden_layers=6,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        rope_theta=1e6,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3/rope_parameters": _gemma3(
+        rope_theta=None,
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 5e5}, "sliding_attention": _LOCAL},
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+    "smollm3/tied": _smollm3(),
+    "smollm3/listed": _smollm3(no_rope_layers=[0, 1, 1, 0], tie_word_embeddings=False, attention_bias=True),
+    "smollm3/window": _smollm3(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=24, mlp_bias=True),
+    "granite/tied": _granite(tie_word_embeddings=True),
+    "granite/biases": _granite(attention_bias=True, mlp_bias=True),
+    "olmo2/untied": _olmo2(),
+    "olmo2/biases": _olmo2(attention_bias=True, num_key_value_heads=4, rope_theta=5e5),
+    "olmo3/window": _olmo3(rope_theta=5e5),
+    "olmo3/yarn": _olmo3(
+        rope_theta=None,
+        rope_parameters={
+            "full_attention": {**_YARN, "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+    "internlm3/biases": _case("InternLM3", "internlm3", qkv_bias=True, bias=True, num_key_value_heads=1),
+    "seed_oss/biases": _case("SeedOss", "seed_oss", attention_out_bias=True, mlp_bias=True),
+    "seed_oss/defaults": _case("SeedOss", "seed_oss"),
 }
 """By family and variant."""
 

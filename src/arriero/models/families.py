@@ -7,12 +7,13 @@ result and is not computed is refused with `UnsupportedModel`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from arriero.errors import ModelLoadError, UnsupportedModel
-from arriero.models.architecture import DecoderConfig
+from arriero.models.architecture import POST_NORMS, SANDWICH_NORMS, DecoderConfig
 from arriero.models.json_files import Settings, brief
 from arriero.models.rope import rope_scaling
 
@@ -91,12 +92,182 @@ def _qwen3(settings: Settings) -> DecoderConfig:
     )
 
 
+def _internlm3(settings: Settings) -> DecoderConfig:
+    """LLaMA with names of its own for the switches of biases."""
+    values = {"attention_bias": settings.values.get("qkv_bias"), "mlp_bias": settings.values.get("bias")}
+    own = Settings(settings.file, {**values, **settings.values})
+    if own.boolean("attention_bias") != own.boolean("mlp_bias"):
+        raise UnsupportedModel(f"{settings.file}: qkv_bias and bias differ, which is not computed.")
+    return DecoderConfig(
+        family="internlm3",
+        **_sizes(settings, tied=False, head_dim=128, epsilon=1e-5),
+        **_positions(settings, context=32768),
+        **_biases(own),
+        mlp_bias=own.boolean("mlp_bias"),
+    )
+
+
+def _seed_oss(settings: Settings) -> DecoderConfig:
+    """LLaMA with a switch of its own for the bias after attention."""
+    return DecoderConfig(
+        family="seed_oss",
+        **_sizes(settings, tied=False, head_dim=128),
+        **_positions(settings, context=524288),
+        attention_bias=settings.boolean("attention_bias", True),
+        output_bias=settings.boolean("attention_out_bias"),
+        mlp_bias=settings.boolean("mlp_bias"),
+    )
+
+
+def _phi3(settings: Settings) -> DecoderConfig:
+    """Positions turn a part of each head; long contexts have factors of their own. Phi-4 and Phi-4-mini as well."""
+    sizes = _sizes(settings, tied=False, epsilon=1e-5)
+    longest = settings.integer("max_position_embeddings", 4096)
+    # Where transformers looks first: beside the object, not in it.
+    original = settings.integer("original_max_position_embeddings", 4096)
+    values = {**_rope_parameters(settings, longest).values, "original_max_position_embeddings": original}
+    if values.get("rope_type", values.get("type")) in ("su", "yarn"):
+        values["rope_type"] = "longrope"  # what it was called before
+    parameters = Settings(settings.file, values)
+    return DecoderConfig(
+        family="phi3",
+        **sizes,
+        **_scaling(parameters, longest),
+        rope_theta=parameters.number("rope_theta", 10000.0),
+        rotary_dim=int(sizes["head_dim"] * parameters.number("partial_rotary_factor", 1.0)),
+        windows=_windows(settings, _window(settings, None), lambda layer: SLIDING, listed=False),
+    )
+
+
+def _gemma(settings: Settings) -> DecoderConfig:
+    """Scaled embeddings and norms that multiply by one plus their weight, like all Gemmas."""
+    values = {**settings.values}
+    if values.get("hidden_act") == "gelu":  # written when the approximation was meant
+        values["hidden_act"] = "gelu_pytorch_tanh"
+    sizes = _sizes(Settings(settings.file, values), tied=True, head_dim=256, activation="gelu_pytorch_tanh")
+    return DecoderConfig(
+        family="gemma",
+        **sizes,
+        **_positions(settings, context=8192),
+        **_biases(settings),
+        embedding_scale=sizes["hidden_size"] ** 0.5,
+    )
+
+
+def _gemma2(settings: Settings) -> DecoderConfig:
+    """Norms before and behind both branches, soft-caps, a window in every other layer."""
+    sizes = _gemma_sizes(settings)
+    return DecoderConfig(
+        family="gemma2",
+        **sizes,
+        **_positions(settings, context=8192),
+        **_biases(settings),
+        norms=SANDWICH_NORMS,
+        embedding_scale=sizes["hidden_size"] ** 0.5,
+        attention_scale=_root_scale(settings),
+        attention_softcap=_optional(settings, "attn_logit_softcapping", 50.0),
+        logits_softcap=_optional(settings, "final_logit_softcapping", 30.0),
+        windows=_windows(settings, _window(settings, 4096), lambda layer: FULL if layer % 2 else SLIDING),
+    )
+
+
+def _gemma3(settings: Settings) -> DecoderConfig:
+    """Gemma 2 with norms of queries and keys in place of soft-caps; windows have positions of their own."""
+    settings.neutral("attn_logit_softcapping")
+    sizes = _gemma_sizes(settings)
+    pattern = settings.integer("sliding_window_pattern", 6)
+    return DecoderConfig(
+        family="gemma3",
+        **sizes,
+        **_positions_by_type(settings, context=131072, theta=1e6, local_theta=10000.0),
+        **_biases(settings),
+        norms=SANDWICH_NORMS,
+        qk_norm="head",
+        embedding_scale=sizes["hidden_size"] ** 0.5,
+        attention_scale=_root_scale(settings),
+        logits_softcap=_optional(settings, "final_logit_softcapping", None),
+        windows=_windows(
+            settings, _window(settings, 4096), lambda layer: SLIDING if (layer + 1) % max(pattern, 1) else FULL
+        ),
+    )
+
+
+def _smollm3(settings: Settings) -> DecoderConfig:
+    """Every fourth layer has no positions."""
+    window = _window(settings, None) if settings.boolean("use_sliding_window") else None
+    unturned = _layers_without_positions(settings)
+    return DecoderConfig(
+        family="smollm3",
+        **_sizes(settings, tied=True),
+        **_positions(settings, context=32768, theta=2e6),
+        **_biases(settings),
+        mlp_bias=settings.boolean("mlp_bias"),
+        layers_without_positions=unturned,
+        windows=_windows(settings, window, lambda layer: SLIDING if layer in unturned else FULL),
+    )
+
+
+def _granite(settings: Settings) -> DecoderConfig:
+    """LLaMA with four multipliers."""
+    return DecoderConfig(
+        family="granite",
+        **_sizes(settings, tied=False),
+        **_positions(settings, context=2048),
+        **_biases(settings),
+        mlp_bias=settings.boolean("mlp_bias"),
+        attention_scale=settings.number("attention_multiplier", 1.0),
+        embedding_scale=settings.number("embedding_multiplier", 1.0),
+        residual_scale=settings.number("residual_multiplier", 1.0),
+        logits_scale=1 / (settings.number("logits_scaling", 1.0) or math.inf),
+    )
+
+
+def _olmo2(settings: Settings) -> DecoderConfig:
+    """Norms behind the branches alone, and of queries and keys over all heads."""
+    return DecoderConfig(
+        family="olmo2",
+        **_sizes(settings, tied=False, epsilon=1e-5),
+        **_positions(settings, context=2048),
+        **_biases(settings),
+        norms=POST_NORMS,
+        qk_norm="projection",
+    )
+
+
+def _olmo3(settings: Settings) -> DecoderConfig:
+    """OLMo 2 with a window in three layers of four; the others alone have scaled positions."""
+    return DecoderConfig(
+        family="olmo3",
+        **_sizes(settings, tied=False, epsilon=1e-5),
+        **_positions_by_type(settings, context=2048, theta=500000.0, local_theta=500000.0),
+        **_biases(settings),
+        norms=POST_NORMS,
+        qk_norm="projection",
+        windows=_windows(settings, _window(settings, 4096), lambda layer: SLIDING if (layer + 1) % 4 else FULL),
+    )
+
+
+_PHI3_FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
 ARCHITECTURES: Mapping[str, Family] = {
+    "Gemma2ForCausalLM": Family(config=_gemma2, norms_from_one=True),
+    "Gemma3ForCausalLM": Family(config=_gemma3, norms_from_one=True),
+    "GemmaForCausalLM": Family(config=_gemma, norms_from_one=True),
+    "GraniteForCausalLM": Family(config=_granite),
+    "InternLM3ForCausalLM": Family(config=_internlm3),
     "LlamaForCausalLM": Family(config=_llama),
-    "MistralForCausalLM": Family(config=_mistral),
     "MinistralForCausalLM": Family(config=_ministral),
+    "MistralForCausalLM": Family(config=_mistral),
+    "Olmo2ForCausalLM": Family(config=_olmo2),
+    "Olmo3ForCausalLM": Family(config=_olmo3),
+    "Phi3ForCausalLM": Family(config=_phi3, fused=_PHI3_FUSED),
     "Qwen2ForCausalLM": Family(config=_qwen2),
     "Qwen3ForCausalLM": Family(config=_qwen3),
+    "SeedOssForCausalLM": Family(config=_seed_oss),
+    "SmolLM3ForCausalLM": Family(config=_smollm3),
 }
 """By the name of transformers' class, as config.json's `architectures` has it."""
 
@@ -156,6 +327,25 @@ def _positions(settings: Settings, *, context: int, theta: float = 10000.0) -> d
     return {"rope_theta": merged.number("rope_theta", theta), **_scaling(merged, longest)}
 
 
+def _positions_by_type(settings: Settings, *, context: int, theta: float, local_theta: float) -> dict[str, Any]:
+    """The same where layers with a window have positions of their own, which are not scaled."""
+    longest = settings.integer("max_position_embeddings", context)
+    by_type = settings.within("rope_parameters")
+    if by_type.values and not {FULL, SLIDING} & by_type.values.keys():
+        raise settings.unexpected("rope_parameters", f"one object each for {FULL} and {SLIDING}")
+    full, local = by_type.within(FULL), by_type.within(SLIDING)
+    outer = {"original_max_position_embeddings": longest, "max_position_embeddings": longest}
+    full = Settings(settings.file, {**outer, **full.values, **settings.within("rope_scaling").values})
+    local.neutral("rope_type", "default")
+    for parameters in (full, local):
+        parameters.neutral("partial_rotary_factor", 1, 1.0)
+    return {
+        "rope_theta": full.number("rope_theta", settings.number("rope_theta", theta)),
+        "local_rope_theta": local.number("rope_theta", settings.number("rope_local_base_freq", local_theta)),
+        **_scaling(full, longest),
+    }
+
+
 def _rope_parameters(settings: Settings, longest: int) -> Settings:
     name = "rope_scaling" if settings.values.get("rope_scaling") else "rope_parameters"
     # What the object leaves out stands beside it, or is the context the model was trained for.
@@ -206,3 +396,32 @@ def _qwen_windows(settings: Settings) -> tuple[int | None, ...]:
     window = _window(settings, 4096) if settings.boolean("use_sliding_window") else None
     first = settings.integer("max_window_layers", 28)
     return _windows(settings, window, lambda layer: SLIDING if layer >= first else FULL)
+
+
+def _layers_without_positions(settings: Settings) -> tuple[int, ...]:
+    """The layers that have a 0 in `no_rope_layers`; without the list, one in every `no_rope_layer_interval`."""
+    num_layers = settings.integer("num_hidden_layers")
+    listed = settings.items("no_rope_layers")
+    if listed is None:
+        interval = max(settings.integer("no_rope_layer_interval", 4), 1)
+        return tuple(range(interval - 1, min(num_layers, _MOST_LAYERS), interval))
+    if len(listed) < num_layers or any(each not in (0, 1) for each in listed):
+        raise settings.unexpected("no_rope_layers", f"0 or 1 for each of {num_layers} layers")
+    return tuple(layer for layer in range(num_layers) if not listed[layer])
+
+
+def _gemma_sizes(settings: Settings) -> dict[str, Any]:
+    return _sizes(settings, tied=True, head_dim=256, activation="gelu_pytorch_tanh", activation_key="hidden_activation")
+
+
+def _root_scale(settings: Settings) -> float:
+    scalar = settings.number("query_pre_attn_scalar", 256.0)
+    if scalar <= 0:
+        raise settings.unexpected("query_pre_attn_scalar", "a positive number")
+    return 1 / math.sqrt(scalar)
+
+
+def _optional(settings: Settings, name: str, absent: float | None) -> float | None:
+    """A number that is switched off by null, which is not the same as leaving it out."""
+    value = settings.values.get(name, absent)
+    return None if value is None else settings.number(name, absent)
