@@ -41,6 +41,7 @@ FAMILIES = {
     "like_olmo2": replace(CASES["grouped"], norms=POST_NORMS, qk_norm="projection", layers_without_positions=(1,)),
 }
 """What other families do in attention and around it."""
+TRIED_FAMILIES = FAMILIES if PROOF else ("windows", "like_gemma2")
 
 
 def tiny_checkpoint(case):
