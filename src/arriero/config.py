@@ -23,6 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -70,6 +71,10 @@ class Settings(BaseModel):
     )
     cache: FilePath = _setting(
         "Model", lambda: platformdirs.user_cache_path("arriero"), "Directory of downloaded and converted models."
+    )
+
+    trust_remote_code: bool = _setting(
+        "Model", False, "Run Python code that comes with the model, where the torch engine needs it; off: refuse."
     )
 
     profile: Literal["openai", "alpaca"] = _setting(
@@ -148,8 +153,9 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _reject_truth_values(cls, value: object) -> object:
-        if isinstance(value, bool):  # TOML's `slots = true` would pass for 1.
+    def _reject_truth_values(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and kind(field) is not bool:  # TOML's `slots = true` would pass for 1.
             raise ValueError("not a truth value")
         return value
 
@@ -193,6 +199,8 @@ def limits(field: FieldInfo) -> tuple[int, int] | None:
 
 def expected(field: FieldInfo) -> str:
     """What a setting's value has to be, in words."""
+    if kind(field) is bool:
+        return "true or false"
     if options := choices(field):
         return "one of " + ", ".join(options)
     if bounds := limits(field):
@@ -214,6 +222,8 @@ def default(field: FieldInfo) -> str:
         return f"~/{value.relative_to(Path.home()).as_posix()}"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "" if value is None else str(value)
 
 

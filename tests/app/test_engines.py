@@ -67,3 +67,11 @@ def test_a_missing_torch_is_told_with_what_to_install(directory, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     with pytest.raises(ModelLoadError, match=r"pip install 'arriero\[torch\]'"):
         load(Settings(model=str(path)))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
+def test_quantised_weights_are_refused_with_what_helps(directory, method):
+    path = directory("LlamaForCausalLM", quantization_config={"quant_method": method})
+    with pytest.raises(UnsupportedModel, match=rf"quantised as '{method}', .* or as a GGUF file"):
+        choose_engine(path)
+    assert choose_engine(path, engine="torch").engine == "torch"

@@ -92,6 +92,8 @@ def serve():
 @pytest.fixture
 def call(monkeypatch, capfd):
     """Run a command in this process: for those that end before they do anything."""
+    monkeypatch.setattr("arriero.cli.log.set_up", lambda level: None)  # pytest has handlers and signals of its own
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
 

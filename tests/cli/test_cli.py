@@ -56,6 +56,13 @@ def test_a_wrong_setting_is_one_sentence(call, arguments, message):
     assert finished.stdout == ""
 
 
+def test_a_switch_is_set_by_its_name_alone(call, tmp_path):
+    file = tmp_path / "nothing.gguf"
+    assert "no model" in call("serve", str(file), "--trust-remote-code", "--port", "0").stderr
+    finished = call("serve", str(file), "--port", "0", ARRIERO_TRUST_REMOTE_CODE="perhaps")
+    assert "ARRIERO_TRUST_REMOTE_CODE is 'perhaps', expected true or false" in finished.stderr
+
+
 async def test_an_address_that_is_none_is_one_sentence(run):
     finished = await run("serve", "--host", "not.a.host.invalid")
     assert (finished.status, finished.stdout) == (1, "")

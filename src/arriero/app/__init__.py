@@ -84,7 +84,7 @@ def _loaded(
 ) -> ServedModel:
     if settings.engine == "scripted":
         return scripted_model(settings)
-    resolved = resolve(settings.model, settings.cache, on_download)
+    resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
     choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights)
     if choice.engine == "torch":
         return torch_model(settings, resolved, choice)

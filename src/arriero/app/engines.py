@@ -9,7 +9,7 @@ from typing import Literal
 
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.json_files import read_json
+from arriero.models.json_files import brief, read_json
 
 HALVES = ("bf16", "fp16")
 """Weight formats that only torch computes with."""
@@ -47,6 +47,7 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto") ->
     except UnsupportedModel as error:
         if engine == "onnx" or path.is_file() or not _writes_text(path):
             raise
+        _refuse_quantised(path)
         return Choice("torch", f"The onnx engine does not take it: {error}")
     return Choice(
         "onnx", "The settings ask for it." if engine == "onnx" else "It can, and it is the faster one on a CPU."
@@ -67,6 +68,17 @@ def _check_onnx(path: Path) -> None:
     from arriero.runners.onnx.load import check_heads
 
     check_heads(open_checkpoint(path).config)
+
+
+def _refuse_quantised(path: Path) -> None:
+    """Raise for weights that need kernels of a package of their own, which is rarely there and mostly for GPUs."""
+    stored = read_json(path / "config.json").get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if stored is not None and method != "bitsandbytes":
+        raise UnsupportedModel(
+            f"{path / 'config.json'}: the weights are quantised as {brief(method)}, which Arriero does not read; "
+            "take the model as it was before, or as a GGUF file, or try --engine torch."
+        )
 
 
 def _writes_text(path: Path) -> bool:

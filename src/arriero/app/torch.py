@@ -41,6 +41,7 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         context=settings.context,
         threads=settings.threads or physical_cores(),
         gpus=settings.gpus,
+        trust_remote_code=settings.trust_remote_code,
     )
     if loaded.description.source_context:
         raise UnsupportedModel(f"{resolved.path}: encoder-decoders are not served yet.")

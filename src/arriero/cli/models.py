@@ -123,10 +123,10 @@ def _row(model: Stored) -> dict[str, Any]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    from arriero.app.choice import choose_engine
     from arriero.models.description import BYTES_PER_WEIGHT, describe
 
-    known, choice = describe(path), choose_engine(path)
+    known = describe(path)
+    engine, reason = _choice(path)
     weights = known.parameters and {name: round(known.parameters * size) for name, size in BYTES_PER_WEIGHT.items()}
     return {
         "family": known.family,
@@ -136,11 +136,23 @@ def _facts(path: Path) -> dict[str, Any]:
         "source_format": known.source_format,
         "tasks": list(known.tasks),
         "chat_template": known.has_chat_template,
-        "engine": choice.engine,
-        "reason": choice.reason,
+        "engine": engine,
+        "reason": reason,
         "memory_weights": weights,
         "memory_per_token": known.bytes_per_token,
     }
+
+
+def _choice(path: Path) -> tuple[str | None, str]:
+    """The engine that `serve` would take, none where none can, and why."""
+    from arriero.app.engines import choose_engine
+    from arriero.errors import UnsupportedModel
+
+    try:
+        choice = choose_engine(path)
+    except UnsupportedModel as error:
+        return None, str(error)
+    return choice.engine, choice.reason
 
 
 def _downloaded(model: Stored) -> str:

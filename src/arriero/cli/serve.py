@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @with_settings
-def serve(**flags: str | None) -> None:
+def serve(**flags: str | bool | None) -> None:
     """Serve a model over the OpenAI API.
 
     Every setting is a flag, a variable and a key of the TOML file that --config names (without the dashes, _ for -).

@@ -19,7 +19,7 @@ _METAVARS = {ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes `**flags` one flag for every setting; those not given arrive as None.
 
-    All are texts to typer: a value is checked in one place, wherever it was given.
+    All but switches are texts to typer: a value is checked in one place, wherever it was given.
     """
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, field))
@@ -35,9 +35,11 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     )
     shown: dict[str, Any] = {
         "help": f"{field.description} [dim]({origin})[/dim]",
-        "metavar": _metavar(field),
         "show_default": False,
     }
+    if config.kind(field) is bool:
+        return Annotated[bool | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
+    shown["metavar"] = _metavar(field)
     if name == "model":
         return Annotated[str | None, typer.Argument(**shown | {"metavar": config.flag(name)})]
     return Annotated[str | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]

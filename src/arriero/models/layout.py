@@ -40,6 +40,9 @@ _POSITIVE = (
     "logits_scale",
 )
 
+LARGEST_SIZE = 2**24
+"""No model has a dimension, a vocabulary or a context beyond it, and tables of that many rows can still be made."""
+
 
 def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that the configuration asks for; linear layers are [out, in]."""
@@ -82,6 +85,8 @@ def check_config(source: Path, config: DecoderConfig) -> DecoderConfig:
     for name in _SIZES:
         if getattr(config, name) < 1:
             raise ModelLoadError(f"{source}: {name} is {getattr(config, name)}, expected at least 1.")
+        if name != "num_layers" and getattr(config, name) > LARGEST_SIZE:  # layers are counted by their tensors
+            raise ModelLoadError(f"{source}: {name} is {getattr(config, name)}, expected {LARGEST_SIZE} at most.")
     if config.num_heads % config.num_kv_heads:
         raise ModelLoadError(
             f"{source}: {config.num_heads} attention heads cannot share {config.num_kv_heads} key/value heads evenly."

@@ -12,6 +12,8 @@ from arriero.models.catalog import DEFAULT_MODEL, catalog
 from arriero.models.download import Progress, fetch
 from arriero.models.repository import hub_name
 
+_OTHER_FILES = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt", ".zip", ".gz", ".whl")
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -60,8 +62,10 @@ def _directory(path: Path) -> Resolved:
 
 
 def _file(path: Path) -> Resolved:
-    if path.suffix == ".safetensors" or path.name == "config.json":
+    if path.suffix in (".safetensors", ".bin", ".json", ".model") and (path.parent / "config.json").is_file():
         raise ModelLoadError(f"{path}: give the directory it lies in, {path.absolute().parent}.")
+    if path.suffix in _OTHER_FILES:
+        raise ModelLoadError(f"{path}: Arriero reads GGUF files and Hugging Face directories, no {path.suffix} files.")
     return Resolved(path.stem if path.suffix.lower() == ".gguf" else path.name, path)
 
 

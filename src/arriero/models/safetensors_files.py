@@ -18,6 +18,16 @@ from arriero.models.json_files import read_json
 _SINGLE = "model.safetensors"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"
+_OTHER_FORMS = {
+    ".h5": "weights of TensorFlow",
+    ".msgpack": "weights of Flax",
+    ".onnx": "a finished graph",
+    ".ckpt": "a checkpoint of a training",
+    ".pt": "a pickle of PyTorch",
+    ".pth": "a pickle of PyTorch",
+    ".bin": "a file of unknown contents",
+    ".safetensors": "weights under a name of their own",
+}
 # safetensors hands out bfloat16 only where numpy knows the type.
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -64,7 +74,7 @@ def open_weights(path: Path, ignored: Callable[[str], bool] = _is_derived) -> di
             raise UnsupportedModel(
                 f"{path}: its weights are pickled ({_PICKLED[0]}), which the torch engine alone reads."
             )
-        raise ModelLoadError(f"{path}: has neither {_SINGLE} nor {_INDEX}; other weight files are not read.")
+        raise ModelLoadError(f"{path}: has neither {_SINGLE} nor {_INDEX}{_instead(path)}.")
     listed = read_json(path / _INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(_is_plain_name(file) for file in listed.values()):
         raise ModelLoadError(f"{path / _INDEX}: weight_map does not map tensor names to files beside it.")
@@ -80,6 +90,15 @@ def open_weights(path: Path, ignored: Callable[[str], bool] = _is_derived) -> di
         if name not in weights or weights[name].file.name != file:
             raise ModelLoadError(f"{path / file}: tensor {name} is missing, though {_INDEX} lists it there.")
     return weights
+
+
+def _instead(path: Path) -> str:
+    """What weights there are in a form that is not read, and what helps."""
+    others = [(file.name, _OTHER_FORMS[file.suffix]) for file in sorted(path.iterdir()) if file.suffix in _OTHER_FORMS]
+    if not others:
+        return ""
+    name, form = others[0]
+    return f", but {name}, {form}, which Arriero does not read: save the model as safetensors with transformers"
 
 
 def _is_plain_name(file: Any) -> bool:

@@ -151,7 +151,7 @@ def _build(path: Path, source: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(source)
     except Exception as error:  # the library raises nothing more specific
-        raise ModelLoadError(f"{path}: the tokenizer cannot be built: {error}") from error
+        raise ModelLoadError(f"{path}: the tokenizer cannot be built: {error}.") from error
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:

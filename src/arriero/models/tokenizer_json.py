@@ -30,7 +30,7 @@ def directory_document(path: Path, special_tokens: Mapping[str, str]) -> dict[st
     settings = read_json(settings_file) if settings_file.exists() else {}
     try:
         _apply_settings(document, settings, special_tokens)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{file}: is not laid out as a tokenizer.json: {error!r}.") from error
     return document
 

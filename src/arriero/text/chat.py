@@ -25,7 +25,7 @@ class ChatTemplate:
         try:
             self._program = Program(source)
         except jinja2.TemplateError as error:
-            raise ModelLoadError(f"The model's chat template is not valid: {error}") from error
+            raise ModelLoadError(f"The model's chat template is not valid: {error}.") from error
         self._disguise = _Disguise(tokenizer.control_tokens, source)
         self.knows_developers = "developer" in source
         """Whether it has a place for messages of the role `developer`, which is younger than most templates."""

@@ -50,6 +50,11 @@ def describe(path: Path, *, trust_remote_code: bool = False) -> Description:
     except OSError as error:
         raise ModelLoadError(f"{path}: config.json cannot be read: {_first_line(error)}") from error
     except Exception as error:  # a configuration's own checks raise anything
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModel(
+                f"{path}: this model needs Python code that comes with it, which is not run unless you trust its "
+                "authors and say so with --trust-remote-code."
+            ) from error
         raise UnsupportedModel(f"{path}: transformers cannot take this configuration: {_first_line(error)}") from error
     generation = _generation(path, config)
     encodes = bool(config.is_encoder_decoder)
