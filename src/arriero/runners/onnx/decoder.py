@@ -1,20 +1,18 @@
-"""The decoder graph: embeddings in, logits or states of the wanted positions out, keys and values updated in place.
+"""The decoder graph: embeddings in, logits or states of some positions out, keys and values updated in place.
 
 One graph serves a prompt chunk of one row ([1, tokens]) and one decode step of many rows ([rows, 1]).
 Inside, activations are flattened to [positions, size]; only attention needs both dimensions.
 
     hidden          float32 [batch, tokens, hidden]         embeddings, looked up outside
-    wanted          int64   [wanted]                        flat positions that get logits or states
+    wanted          int64   [wanted]                        flat positions that get logits
+    shown           int64   [shown]                         flat positions whose states are given
     seqlens_k       int32   [batch]                         tokens a row holds after this step, minus one
     total_length    int32   []                              the largest number of tokens a row then holds
     packed_shape    int64   [3]                             (batch, tokens, -1)
     zero_points     uint8   [batch * tokens]                128 each (read by int8 products)
     past.N.key ...  float32 [batch, kv_heads, length, head] bound to the same memory as present.N.key ...
     logits          float32 [wanted, vocabulary]
-    states          float32 [wanted, hidden]                after the last norm, in the checkpoint's own coordinates
-
-A run computes the outputs that it binds and nothing else: one that wants states has no part in the vocabulary
-projection, one that wants logits none in what states need beyond it.
+    states          float32 [shown, hidden]                 after the last norm, in the checkpoint's own coordinates
 """
 
 from __future__ import annotations
@@ -81,10 +79,10 @@ class _Decoder:
             branch = self._branch(layer, norms.after_mlp, self._mlp(layer, normed))
             if layer + 1 < config.num_layers:
                 normed, residual = self._add_norm(_norm_name(layer + 1, norms.before_attention), residual, branch)
+        self._states(residual, branch)
         # The vocabulary projection is a fifth of a small model's arithmetic: only where it is wanted.
         branch, residual = (graph.op("Gather", [value, "wanted"], axis=0) for value in (branch, residual))
         normed, _ = self._add_norm("model.norm.weight", residual, branch)
-        self._states(normed)
         self._logits(normed, embeddings)
         progress(config.num_layers, config.num_layers)
 
@@ -101,19 +99,24 @@ class _Decoder:
         graph.node("Identity", [logits], ["logits"])
         graph.output("logits", np.float32, ["wanted", config.vocab_size])
 
-    def _states(self, normed: str) -> None:
-        graph = self.graph
+    def _states(self, residual: str, branch: str) -> None:
+        """States have a norm of their own, because a run that shows none, as decoding does, is to pay for none."""
+        graph, name = self.graph, "model.norm.weight"
+        total = graph.op("Add", [graph.op("Gather", [value, "shown"], axis=0) for value in (residual, branch)])
+        gamma = graph.constant(f"states.{name}", self.checkpoint.tensor(name))
+        normed = graph.op("SimplifiedLayerNormalization", [total, gamma], epsilon=self.config.norm_epsilon)
         if STATES_WEIGHT in self.checkpoint:
             basis = np.ascontiguousarray(self.checkpoint.tensor(STATES_WEIGHT).T)
             graph.node("MatMul", [normed, graph.constant(STATES_WEIGHT, basis)], ["states"])
         else:
             graph.node("Identity", [normed], ["states"])
-        graph.output("states", np.float32, ["wanted", self.config.hidden_size])
+        graph.output("states", np.float32, ["shown", self.config.hidden_size])
 
     def _declare_inputs(self) -> None:
         graph, config = self.graph, self.config
         graph.input("hidden", np.float32, ["batch", "tokens", config.hidden_size])
         graph.input("wanted", np.int64, ["wanted"])
+        graph.input("shown", np.int64, ["shown"])
         graph.input("seqlens_k", np.int32, ["batch"])
         graph.input("total_length", np.int32, [])
         graph.input("packed_shape", np.int64, [3])

@@ -19,6 +19,8 @@ from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.decoder import EMBEDDINGS_FILE
 from arriero.runners.onnx.formats import ZERO_POINT
 
+_NOWHERE = np.array([], np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class _Binding:
@@ -65,8 +67,6 @@ class OnnxRunner:
             min_prompt_chunk=2,
             hidden_size=config.hidden_size,
         )
-        self._options = ort.RunOptions()
-        self._options.only_execute_path_to_fetches = True
         # A decode step reads and writes at the same places every time, so it is bound once per number of rows.
         self._hidden = np.empty((num_slots, 1, config.hidden_size), np.float32)
         self._logits = np.empty((num_slots, config.vocab_size), np.float32)
@@ -134,11 +134,12 @@ class OnnxRunner:
                 first_row=0,
                 hidden=self._hidden[:count],
                 wanted=np.arange(count),
+                shown=_NOWHERE,
                 seqlens_k=self._lengths[:count],
                 total_length=self._total_length,
                 logits=self._logits[:count],
             )
-        self._session.run_with_iobinding(self._decode_bindings[count].io, self._options)
+        self._session.run_with_iobinding(self._decode_bindings[count].io)
         for row in rows:
             self._cache.grow(row.slot, row.position + 1)
         return self._logits[:count]
@@ -146,17 +147,18 @@ class OnnxRunner:
     def _read(self, row: Row, output: Literal["logits", "states"]) -> NDArray[np.float32]:
         """Tokens of one row by themselves; logits or states of the positions it wants."""
         count, end = len(row.tokens), row.position + len(row.tokens)
-        first_wanted = {Want.NOTHING: count, Want.LAST: count - 1, Want.ALL: 0}[row.want]
+        positions = np.arange({Want.NOTHING: count, Want.LAST: count - 1, Want.ALL: 0}[row.want], count)
         width = self._info.vocab_size if output == "logits" else self._info.hidden_size
         binding = self._bind(
             first_row=self._cache.row(row.slot),
             hidden=self._embeddings[list(row.tokens)][None],
-            wanted=np.arange(first_wanted, count),
+            wanted=positions if output == "logits" else _NOWHERE,
+            shown=positions if output == "states" else _NOWHERE,
             seqlens_k=np.array([end - 1], np.int32),
             total_length=np.array(end, np.int32),
-            **{output: np.empty((count - first_wanted, width), np.float32)},
+            **{output: np.empty((len(positions), width), np.float32)},
         )
-        self._session.run_with_iobinding(binding.io, self._options)
+        self._session.run_with_iobinding(binding.io)
         self._cache.grow(row.slot, end)
         return binding.arrays[output]
 

@@ -124,6 +124,7 @@ def observe(directory: Path, config: DecoderConfig, tokens: Sequence[int]) -> li
     feeds |= {
         "hidden": embeddings[list(tokens)][None],
         "wanted": np.array([count - 1]),
+        "shown": np.array([], np.int64),
         "seqlens_k": np.array([count - 1], np.int32),
         "total_length": np.array(count, np.int32),
         "packed_shape": np.array([1, count, -1]),
