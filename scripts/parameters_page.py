@@ -38,6 +38,11 @@ frequency_penalty, logit_bias, min_tokens; then temperature, top_k, top_p, min_p
 those of the model itself, before all that. An answer of `best_of` without any token counts as the worst. `suffix`
 leaves out the Alpaca profile's instruction template. With `logprobs` an Alpaca answer keeps the white space around it.
 
+`usage.prompt_tokens` counts each prompt once, however many answers it has. `prompt_tokens_details.cached_tokens` are
+those of them that were not computed for this request, because an earlier one or another of its prompts began alike;
+that its answers share a prompt makes none. `completion_tokens` count every answer that was generated, also those that
+`best_of` leaves out, each with the end of sequence that it ended with.
+
 """
 
 

@@ -1,7 +1,7 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -10,6 +10,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from arriero.api import schemas
 from arriero.api.application import application
+from arriero.core import Event, GenerationRequest
+from arriero.errors import ContextOverflow
 from arriero.pool import Pool
 from arriero.text.chat import ChatTemplate
 
@@ -292,3 +294,35 @@ async def test_a_message_that_the_template_hides_cannot_be_continued(served: Any
         answer = await client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "continue_final_message"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_more_than_an_engine_ever_holds_is_refused_in_the_caller_s_words(serve: Serve, stream: bool) -> None:
+    served = await serve(context=100, token_budget=100)
+    for param, given in (("n", {"n": 2}), ("n", {"n": 2, "max_tokens": 60}), ("num_beams", {"num_beams": 2})):
+        error = (await served.chat(stream=stream, **given)).json()["error"]
+        assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "param"),
+    [
+        ("prompt", {}, "messages"),
+        ("max_tokens", {"max_tokens": 5}, "max_tokens"),
+        ("max_tokens", {"max_completion_tokens": 5}, "max_completion_tokens"),
+        ("min_tokens", {}, "min_tokens"),
+    ],
+)
+async def test_what_an_engine_calls_a_parameter_is_not_told(
+    served: Any, monkeypatch: pytest.MonkeyPatch, name: str, given: dict[str, Any], param: str
+) -> None:
+    """Whatever else an engine behind the seam may refuse."""
+
+    async def refuse(request: GenerationRequest) -> AsyncIterator[list[Event]]:
+        raise ContextOverflow("Too much.", param=name)
+        yield []
+
+    monkeypatch.setattr(served.model.engine, "generate", refuse)
+    for stream in (False, True):
+        answer = await served.chat(stream=stream, **given)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

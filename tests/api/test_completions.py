@@ -128,9 +128,35 @@ async def test_an_explicit_limit_does_not(serve: Serve) -> None:
 
 async def test_more_answers_than_can_ever_run_are_refused(serve: Serve) -> None:
     served = await serve(slots=2)
-    answer = await served.complete(["a", "b", "c"])
-    assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    for param, given in (
+        ("prompt", {"prompt": ["a", "b", "c"]}),
+        ("n", {"n": 3}),
+        ("n", {"n": 3, "stream": True}),
+        ("n", {"prompt": ["a", "b"], "n": 2}),
+        ("best_of", {"best_of": 3}),
+        ("best_of", {"best_of": 3, "n": 2}),
+        ("num_beams", {"num_beams": 3}),
+    ):
+        answer = await served.complete(**given)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+async def test_more_tokens_than_are_ever_held_at_once_are_refused_by_name(serve: Serve) -> None:
+    served = await serve(context=100, token_budget=100)
+    for param, given in (
+        ("n", {"n": 2}),
+        ("best_of", {"best_of": 2}),
+        ("best_of", {"best_of": 4, "n": 2}),
+        ("num_beams", {"num_beams": 2}),
+        ("max_tokens", {"prompt": ["a", "b"]}),
+        ("prompt", {"prompt": ["a" * 60, "b" * 60], "max_tokens": 1}),
+    ):
+        answer = await served.complete(**{"max_tokens": 60, **given})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == (param, "context_length_exceeded")
 
 
 async def test_others_go_on_while_a_long_prompt_is_read(served: Any) -> None:

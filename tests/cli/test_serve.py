@@ -3,7 +3,7 @@ import json
 import shlex
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -132,6 +132,25 @@ async def test_a_taken_port_is_told_before_anything_is_loaded(run):
         finished.stderr
         == f"arriero: cannot listen on 127.0.0.1 port {port}: the port is taken, choose another with --port\n"
     )
+
+
+async def test_the_alpaca_profile_listens_where_its_server_did(run):
+    """On port 19327 of the loopback address, unless told otherwise; here it is taken, by us or by somebody else."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", 19327)))
+        finished = await run("serve", "--profile", "alpaca", "--engine", "scripted")
+    assert finished.status == 1
+    assert "cannot listen on 127.0.0.1 port 19327: the port is taken" in finished.stderr
+
+
+async def test_the_alpaca_profile_answers_as_its_server_did(serve):
+    async with serve("--profile", "alpaca") as server, httpx.AsyncClient() as client:
+        answer = await client.post(f"{server.url}/v1/chat/completions", json={"messages": "hello"})
+    body = answer.json()
+    assert (body["model"], [each["index"] for each in body["choices"]]) == ("chinese-llama-alpaca", [0, 1])
+    assert body["choices"][0] == {"index": 0, "message": {"role": "user", "content": "hello"}}
+    assert body.keys() == {"id", "object", "created", "model", "choices"}
 
 
 async def test_a_model_that_is_not_there_is_one_sentence(run):

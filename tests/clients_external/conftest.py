@@ -39,6 +39,21 @@ def old_openai(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
+def lm_eval(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """Runs Python source with lm-evaluation-harness on some standard input; gives what it prints.
+
+    Of what the harness depends on only the part that its API models import: the rest is for data sets and metrics.
+    """
+    directory = tmp_path_factory.mktemp("lm-eval")
+    run(sys.executable, "-m", "venv", directory)
+    python = directory / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "lm-eval==0.4.13")
+    needed = ("aiohttp", "chardet", "jinja2", "more-itertools", "numpy", "pyyaml", "requests", "tenacity", "tqdm")
+    run(python, "-m", "pip", "install", "--quiet", *needed)
+    return lambda source, given: run(python, "-c", source, input=given)
+
+
+@pytest.fixture(scope="session")
 def node_openai(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Runs JavaScript source that may import npm's `openai`; gives what it prints."""
     npm, node = shutil.which("npm"), shutil.which("node")

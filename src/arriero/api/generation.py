@@ -6,8 +6,8 @@ An answer that is not streamed is the fold of the stream, so the two cannot disa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from arriero.api.parameters import GenerationParameters
 from arriero.api.profile import OPENAI, Profile
 from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import GenerationRequest, PromptScored
-from arriero.errors import UnknownModel
+from arriero.errors import InvalidRequest, UnknownModel
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.stream import Delta, Ended, stream_text
@@ -78,13 +78,14 @@ async def respond(
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}
     if parameters.stream:
         stream = EventStream(
-            _frames(deltas, shape, usage, parameters.include_usage),
+            _frames(deltas, shape, usage, parameters),
             [(name.encode(), value.encode()) for name, value in headers.items()],
             patience=delivery.patience,
             heartbeat=delivery.heartbeat,
         )
         return _Streamed(stream)
-    choices = await while_connected(request.receive, _fold(deltas, shape, usage, len(generation.prompts)))
+    with _named(parameters.names):
+        choices = await while_connected(request.receive, _fold(deltas, shape, usage, len(generation.prompts)))
     if choices is None:
         return Response(status_code=499)  # nobody reads it
     chosen = list(_best(choices, generation.num_choices, parameters.n))
@@ -126,26 +127,39 @@ class _Streamed(Response):
         await self._stream(scope, receive, send)
 
 
-async def _frames(deltas: Deltas, shape: Shape, usage: Usage, include_usage: bool) -> AsyncGenerator[bytes, None]:
+@contextmanager
+def _named(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name parameters as the caller does; the engine has its own names."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
+
+
+async def _frames(
+    deltas: Deltas, shape: Shape, usage: Usage, parameters: GenerationParameters
+) -> AsyncGenerator[bytes, None]:
     opened: set[int] = set()
-    async with aclosing(deltas):
-        async for batch in deltas:
-            frames = []
-            for item in batch:
-                if isinstance(item, PromptScored):
-                    shape.score(item)
-                    continue
-                if item.index not in opened:
-                    opened.add(item.index)
-                    frames.append(shape.opening(item.index))
-                if isinstance(item, Delta):
-                    frames.append(shape.delta(item))
-                else:
-                    usage.add(item)
-                    frames.append(shape.closing(item))
-            if any(frames):
-                yield b"".join(frames)
-    if include_usage:
+    with _named(parameters.names):
+        async with aclosing(deltas):
+            async for batch in deltas:
+                frames = []
+                for item in batch:
+                    if isinstance(item, PromptScored):
+                        shape.score(item)
+                        continue
+                    if item.index not in opened:
+                        opened.add(item.index)
+                        frames.append(shape.opening(item.index))
+                    if isinstance(item, Delta):
+                        frames.append(shape.delta(item))
+                    else:
+                        usage.add(item)
+                        frames.append(shape.closing(item))
+                if any(frames):
+                    yield b"".join(frames)
+    if parameters.include_usage:
         yield shape.usage(usage)
 
 

@@ -156,6 +156,11 @@ class GenerationParameters(JSONObject):
         return self.n
 
     @property
+    def names(self) -> dict[str, str]:
+        """What the caller calls some of the things that the engine calls `prompt`, `max_tokens` and `n`."""
+        return {}
+
+    @property
     def alternatives(self) -> int | None:
         """Alternatives to report beside each token; None: no log-probabilities at all."""
         return None
@@ -233,6 +238,12 @@ class ChatParameters(GenerationParameters):
         return value
 
     @property
+    def names(self) -> dict[str, str]:
+        """What the caller calls some of the things that the engine calls `prompt`, `max_tokens` and `n`."""
+        newer = self.max_completion_tokens is not None
+        return {"prompt": "messages"} | ({"max_tokens": "max_completion_tokens"} if newer else {})
+
+    @property
     def alternatives(self) -> int | None:
         """Alternatives to report beside each token; None: no log-probabilities at all."""
         return self.top_logprobs if self.logprobs else None
@@ -280,6 +291,11 @@ class CompletionParameters(GenerationParameters):
     def num_candidates(self) -> int:
         """Answers to generate to each prompt, of which `n` are returned."""
         return self.n if self.best_of is None else self.best_of
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the caller calls some of the things that the engine calls `prompt`, `max_tokens` and `n`."""
+        return {} if self.best_of is None else {"n": "best_of"}
 
     @property
     def alternatives(self) -> int | None:

@@ -89,7 +89,12 @@ def scripted_model(settings: Settings) -> ServedModel:
             has_chat_template=True,
         ),
         created=int(time.time()),
-        engine=LocalEngine(runner, constraints=stop_constraints(tokenizer), max_queue=settings.max_queue),
+        engine=LocalEngine(
+            runner,
+            constraints=stop_constraints(tokenizer),
+            token_budget=settings.token_budget or None,
+            max_queue=settings.max_queue,
+        ),
         tokenizer=tokenizer,
         template=ChatTemplate(_TEMPLATE, tokenizer),
         fingerprint=f"fp_{NAME}_{hashlib.sha256(repr((__version__, rules)).encode()).hexdigest()[:10]}",

@@ -80,8 +80,9 @@ def _check_beams(request: GenerationRequest) -> None:
 def _check_slots(request: GenerationRequest, available: int) -> None:
     num_prompts, each = len(request.prompts), num_slots(request)
     if num_prompts * each > available:
+        asked = f"{each} {'beams' if request.beams else 'choices'}"
         raise InvalidRequest(
-            f"{num_prompts} prompts with {each} {'beams' if request.beams else 'choices'} each are more than the "
+            f"{asked if num_prompts == 1 else f'{num_prompts} prompts with {asked} each'} are more than the "
             f"{available} answers that this model gives at once.",
             param="prompt" if num_prompts > available else "num_beams" if request.beams else "n",
         )
