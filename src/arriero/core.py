@@ -75,8 +75,7 @@ class GenerationRequest:
     id: str
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: int
-    """Tokens a choice may have at most; each prompt plus this must fit the runner's context, or with an
-    encoder-decoder this alone. 0 only scores prompts."""
+    """Tokens a choice may have at most; each prompt plus this must fit the runner's context. 0 only scores prompts."""
     min_tokens: int = 0
     """Tokens a choice has at least: before that no end token is drawn and no stop string ends it."""
     num_choices: int = 1
@@ -93,7 +92,7 @@ class GenerationRequest:
     logprobs: int | None = None
     """How many of the most probable tokens to report beside each drawn one; None reports nothing."""
     prompt_logprobs: int | None = None
-    """The same for every prompt token, in one `PromptScored` a prompt; not for encoder-decoders, which score none."""
+    """The same for every prompt token, in one `PromptScored` a prompt."""
     adapter: int = 0
     """Which of the runner's adapters answers; 0 is the base model."""
 
@@ -182,12 +181,7 @@ class Engine(Protocol):
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together; of an encoder-decoder, the answer alone."""
-        ...
-
-    @property
-    def source_context(self) -> int:
-        """Tokens that an encoder-decoder's prompt may have; 0: the model is a decoder."""
+        """Tokens that a prompt and its answer may have together."""
         ...
 
     async def start(self) -> None:
@@ -290,6 +284,8 @@ class RunnerInfo:
     """Width of the hidden states that `states` returns; 0: it returns none."""
     num_adapters: int = 0
     """Adapters besides the base model: rows may have 0 to this as their `adapter`."""
+    vocab_sizes: tuple[int, ...] = ()
+    """Tokens that the base and each adapter know, where they differ; `vocab_size` is then the largest."""
     source_context: int = 0
     """Tokens that an encoder-decoder's input may have; 0: a decoder, which has no `encode`."""
     decoder_start: tuple[int, ...] = ()
@@ -308,8 +304,8 @@ class Runner(Protocol):
         """Append every row's tokens to its slot and return the logits that were wanted.
 
         Rows have distinct slots; `row.position` equals the number of tokens the slot holds.
-        Returns float32 [number of wanted positions, vocab_size], in the order of `rows`; the array is
-        valid until the next call.
+        Returns float32 [number of wanted positions, vocab_size], in the order of `rows`, negative infinity for
+        tokens that a row's adapter does not know; the array is valid until the next call.
         """
         ...
 

@@ -1,16 +1,21 @@
 """The runners that the contract in test_contract.py is held against: add a line to SUBJECTS and yours is too."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from arriero.core import Runner
+from arriero.core import Row, Runner
+from arriero.models.lora import Adapter
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.formats import WeightFormat
 from arriero.runners.scripted import ScriptedRunner
+from references.lora import write_adapter
 from references.tiny_models import CASES, random_checkpoint
 
 
@@ -32,10 +37,35 @@ def onnx(directory: Path, *, weights: WeightFormat) -> Runner:
     return load_runner(checkpoint, weights=weights, slots=6, context=64, threads=1, cache=directory)
 
 
+class Adapted:
+    """A runner all of whose rows have one adapter, the others being there as well."""
+
+    def __init__(self, runner: Runner, adapter: int) -> None:
+        self.runner, self.adapter = runner, adapter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
+    def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        return self.runner.step([replace(row, adapter=self.adapter) for row in rows])
+
+
+def adapted(directory: Path, *, weights: WeightFormat) -> Any:
+    checkpoint = random_checkpoint(CASES["grouped"])
+    names = ("all_linear", "resized", "embeddings")
+    adapters = [Adapter(write_adapter(name, directory / name), checkpoint) for name in names]
+    runner = load_runner(
+        checkpoint, weights=weights, slots=6, context=64, threads=1, cache=directory, adapters=adapters
+    )
+    return Adapted(runner, 2)
+
+
 SUBJECTS = {
     "scripted": Subject(scripted, 0.0),
     "onnx-fp32": Subject(partial(onnx, weights="fp32"), 1e-4),
     "onnx-int8": Subject(partial(onnx, weights="int8"), 0.0),
+    "onnx-fp32-adapter": Subject(partial(adapted, weights="fp32"), 1e-4),
+    "onnx-int8-adapter": Subject(partial(adapted, weights="int8"), 0.0),
     "onnx-int4": Subject(partial(onnx, weights="int4"), 0.5),
 }
 

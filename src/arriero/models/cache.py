@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 import arriero
 from arriero.models.storage import PARTIAL, make_durable, workspace
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raise when conversions of the same version of Arriero stop being interchangeable."""
 DEFAULT_LIMIT = 20_000_000_000
 _ABOUT = "conversion.json"
@@ -99,6 +99,12 @@ def _sizes(directory: Path) -> dict[str, int]:
     return {file.relative_to(directory).as_posix(): file.stat().st_size for file in files}
 
 
+def _size(directory: Path) -> int:
+    """Bytes that a conversion takes; a file that it shares with others counts in parts."""
+    status = (file.stat() for file in directory.rglob("*") if file.is_file())
+    return sum(each.st_size // each.st_nlink for each in status)
+
+
 def _is_whole(directory: Path) -> bool:
     """Whether it was finished and nobody has removed or cut a file since."""
     try:
@@ -122,7 +128,7 @@ def _prune(directory: Path, limit: int) -> None:
     for leftover in directory.glob(f"*{PARTIAL}*"):
         _remove(directory, leftover.name.partition(PARTIAL)[0], leftover)
     conversions = [path for path in directory.iterdir() if path.is_dir() and PARTIAL not in path.name]
-    sizes = {path: sum(_sizes(path).values()) for path in conversions}
+    sizes = {path: _size(path) for path in conversions}
     total = sum(sizes.values())
     for path in sorted(conversions, key=lambda path: path.stat().st_mtime_ns):
         if total > limit and _remove(directory, path.name, path):

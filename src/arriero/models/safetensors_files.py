@@ -68,7 +68,7 @@ def open_weights(path: Path, ignored: Callable[[str], bool] = _is_derived) -> di
     Raises `ModelLoadError` for a file that is missing or damaged, and for a type of numbers that is not read.
     """
     if (path / _SINGLE).exists():
-        return _open_file(path / _SINGLE, ignored)
+        return open_tensors(path / _SINGLE, ignored)
     if not (path / _INDEX).exists():
         if any((path / pickled).exists() for pickled in _PICKLED):
             raise UnsupportedModel(
@@ -80,7 +80,7 @@ def open_weights(path: Path, ignored: Callable[[str], bool] = _is_derived) -> di
         raise ModelLoadError(f"{path / _INDEX}: weight_map does not map tensor names to files beside it.")
     weights: dict[str, Weight] = {}
     for file in sorted(set(listed.values())):
-        for name, weight in _open_file(path / file, ignored).items():
+        for name, weight in open_tensors(path / file, ignored).items():
             if name in weights:
                 raise ModelLoadError(f"{path / file}: tensor {name} is also in {weights[name].file.name}.")
             weights[name] = weight
@@ -105,7 +105,8 @@ def _is_plain_name(file: Any) -> bool:
     return isinstance(file, str) and bool(file) and Path(file).name == file
 
 
-def _open_file(file: Path, ignored: Callable[[str], bool]) -> dict[str, Weight]:
+def open_tensors(file: Path, ignored: Callable[[str], bool] = _is_derived) -> dict[str, Weight]:
+    """Every tensor of one file; as `open_weights`."""
     try:
         handle: Any = safe_open(file, framework="numpy")
         names = [name for name in handle.keys() if not ignored(name)]  # noqa: SIM118

@@ -4,14 +4,15 @@ One graph serves a prompt chunk of one row ([1, tokens]) and one decode step of 
 Inside, activations are flattened to [positions, size]; only attention needs both dimensions.
 
     hidden          float32 [batch, tokens, hidden]         embeddings, looked up outside
-    wanted          int64   [wanted]                        flat positions that get logits
+    wanted          int64   [wanted]                        flat positions that may get logits
+    logits.rows     int64   [logits.rows]                   which of those do
     shown           int64   [shown]                         flat positions whose states are given
     seqlens_k       int32   [batch]                         tokens a row holds after this step, minus one
     total_length    int32   []                              the largest number of tokens a row then holds
     packed_shape    int64   [3]                             (batch, tokens, -1)
     zero_points     uint8   [batch * tokens]                128 each (read by int8 products)
     past.N.key ...  float32 [batch, kv_heads, length, head] bound to the same memory as present.N.key ...
-    logits          float32 [wanted, vocabulary]
+    logits          float32 [logits.rows, vocabulary]
     states          float32 [shown, hidden]                 after the last norm, in the checkpoint's own coordinates
 """
 
@@ -23,12 +24,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.models.architecture import Checkpoint
+from arriero.models.architecture import Checkpoint, DecoderConfig
 from arriero.models.rope import inverse_frequencies, rotation_scale
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
-from arriero.runners.onnx.formats import Format, Rows, linear
+from arriero.runners.onnx.formats import Format, Rows, linear, unscaled_linear
 
 EMBEDDINGS_FILE = "embeddings.npy"
+HEAD_WEIGHT = "lm_head.weight"
+NORMED = "normed"
+"""The value [wanted, hidden] that a head reads."""
 _ROTATIONS = {False: ("cosines", "sines"), True: ("local.cosines", "local.sines")}
 """By whether a layer has positions of its own for its window."""
 STATES_WEIGHT = "model.states.weight"
@@ -67,7 +71,7 @@ class _Decoder:
     def build(self, directory: Path, progress: Callable[[int, int], None]) -> None:
         graph, config, norms = self.graph, self.config, self.config.norms
         embeddings = self.checkpoint.tensor("model.embed_tokens.weight")
-        np.save(directory / EMBEDDINGS_FILE, embeddings * np.float32(config.embedding_scale))
+        save_embeddings(config, embeddings, directory / EMBEDDINGS_FILE)
         self._declare_inputs()
         residual = graph.op("Reshape", ["hidden"], ints=[-1, config.hidden_size])
         first = _norm_name(0, norms.before_attention)
@@ -88,16 +92,9 @@ class _Decoder:
 
     def _logits(self, normed: str, embeddings: NDArray[np.float32]) -> None:
         graph, config = self.graph, self.config
-        zero_points = graph.op("Gather", ["zero_points", "wanted"], axis=0)
-        head = self.weights.head
-        rows = head.rows(graph, self._scaled(normed, config.logits_scale), zero_points=zero_points)
-        vectors = embeddings if config.tie_embeddings else self.checkpoint.tensor("lm_head.weight")
-        logits = linear(graph, head, rows, "lm_head.weight", vectors)
-        if config.logits_softcap is not None:
-            bounded = graph.op("Tanh", [self._scaled(logits, 1 / config.logits_softcap)])
-            logits = self._scaled(bounded, config.logits_softcap)
-        graph.node("Identity", [logits], ["logits"])
-        graph.output("logits", np.float32, ["wanted", config.vocab_size])
+        vectors = embeddings if config.tie_embeddings else self.checkpoint.tensor(HEAD_WEIGHT)
+        graph.node("Identity", [scaled(graph, normed, config.logits_scale)], [NORMED])
+        add_head(graph, config, self.weights.head, vectors)
 
     def _states(self, residual: str, branch: str) -> None:
         """States have a norm of their own, because a run that shows none, as decoding does, is to pay for none."""
@@ -152,12 +149,7 @@ class _Decoder:
     def _branch(self, layer: int, norm: str | None, value: str) -> str:
         """What attention or the MLP give, as it is added to the residual stream."""
         name = _norm_name(layer, norm)
-        return self._scaled(value if name is None else self._norm(name, value), self.config.residual_scale)
-
-    def _scaled(self, value: str, factor: float) -> str:
-        if factor == 1:
-            return value
-        return self.graph.op("Mul", [value, self.graph.shared(f"scale_{factor!r}", np.array(factor, np.float32))])
+        return scaled(self.graph, value if name is None else self._norm(name, value), self.config.residual_scale)
 
     def _attention(self, layer: int, normed: str) -> str:
         graph, config = self.graph, self.config
@@ -236,7 +228,7 @@ class _Decoder:
         else:
             # The rows' scale is positive and passes through the quantisation of what follows: carry it along.
             name = f"{prefix}.up_proj.weight"
-            up = self.weights.product(graph, rows, name, self.checkpoint.tensor(name))
+            up = unscaled_linear(graph, self.weights, rows, name, self.checkpoint.tensor(name))
             lacking = rows.scale
         inner = graph.op("Mul", [self._active(gate), up])
         if self.observed:
@@ -259,6 +251,41 @@ class _Decoder:
 
     def _bias(self, name: str, value: str) -> str:
         return self.graph.op("Add", [value, self.graph.constant(name, self.checkpoint.tensor(name))])
+
+
+def save_embeddings(config: DecoderConfig, embeddings: NDArray[np.float32], file: Path) -> None:
+    """Write the table in which the tokens of a run are looked up."""
+    np.save(file, embeddings * np.float32(config.embedding_scale))
+
+
+def add_head(
+    graph: GraphBuilder,
+    config: DecoderConfig,
+    weights: Format,
+    vectors: NDArray[np.float32],
+    suffix: str = "",
+) -> None:
+    """Project some of the normalised rows onto the vectors of a vocabulary: the graph's output `logits`.
+
+    A `suffix` tells a further head from the model's own; which rows are for it is an input of its own.
+    """
+    output = f"logits{suffix}"
+    chosen = graph.input(f"{output}.rows", np.int64, [f"{output}.rows"])
+    value, zero_points = (graph.op("Gather", [each, chosen], axis=0) for each in (NORMED, "zero_points"))
+    rows = weights.rows(graph, value, zero_points=zero_points)
+    logits = linear(graph, weights, rows, HEAD_WEIGHT + suffix, vectors)
+    if config.logits_softcap is not None:
+        bounded = graph.op("Tanh", [scaled(graph, logits, 1 / config.logits_softcap)])
+        logits = scaled(graph, bounded, config.logits_softcap)
+    graph.node("Identity", [logits], [output])
+    graph.output(output, np.float32, [chosen, len(vectors)])
+
+
+def scaled(graph: GraphBuilder, value: str, factor: float) -> str:
+    """A value times a constant."""
+    if factor == 1:
+        return value
+    return graph.op("Mul", [value, graph.shared(f"scale_{factor!r}", np.array(factor, np.float32))])
 
 
 def _norm_name(layer: int, norm: str | None) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
+from arriero.runners.onnx.builder import CONTRIB, GraphBuilder, Linear
 
 WeightFormat = Literal["fp32", "int8", "int4"]
 
@@ -31,8 +31,12 @@ class Rows:
 
     value: str
     """float32 rows, or the integers they were quantised to."""
-    scale: str | None = None
+    scale: str | None
     """float32 [rows, 1] that products of these rows still lack; None when they lack nothing."""
+    original: str
+    """The float32 rows that were made ready."""
+    original_scale: str | None
+    """What those lacked."""
 
 
 class Format(Protocol):
@@ -62,7 +66,16 @@ class Format(Protocol):
 def linear(graph: GraphBuilder, weights: Format, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
     """A whole linear layer: [rows, in] to float32 [rows, out]."""
     product = weights.product(graph, rows, name, weight)
-    return product if rows.scale is None else graph.op("Mul", [product, rows.scale])
+    whole = product if rows.scale is None else graph.op("Mul", [product, rows.scale])
+    graph.linears.append(Linear(name, rows.original, rows.original_scale or "", whole, ""))
+    return whole
+
+
+def unscaled_linear(graph: GraphBuilder, weights: Format, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
+    """A linear layer whose result still lacks `rows.scale`."""
+    product = weights.product(graph, rows, name, weight)
+    graph.linears.append(Linear(name, rows.original, rows.original_scale or "", product, rows.scale or ""))
+    return product
 
 
 class Fp32:
@@ -79,7 +92,7 @@ class Fp32:
 
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
         """Rows as they are."""
-        return Rows(value, scale)
+        return Rows(value, scale, value, scale)
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """One MatMul."""
@@ -113,7 +126,7 @@ class Int8:
         # A row of zeros has step 0: it is quantised to some integers, and those times 0 are 0 again.
         flat = graph.op("Reshape", [step], ints=[-1])
         integers = graph.op("QuantizeLinear", [value, flat, zero_points], axis=0)
-        return Rows(integers, step if scale is None else graph.op("Mul", [step, scale]))
+        return Rows(integers, step if scale is None else graph.op("Mul", [step, scale]), value, scale)
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """Exact integer product; each output channel has a scale of its own."""
@@ -159,7 +172,7 @@ class Blockwise:
 
     def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
         """Rows as they are; the kernel quantises them."""
-        return Rows(value, scale)
+        return Rows(value, scale, value, scale)
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """One MatMulNBits."""

@@ -6,16 +6,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from arriero.errors import UnsupportedModel
 from arriero.models.architecture import Checkpoint, DecoderConfig
 from arriero.models.cache import converted
+from arriero.models.lora import Adapter
+from arriero.runners.onnx.adapters import build_adapters
 from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat
-from arriero.runners.onnx.probe import signed_weights_are_exact
+from arriero.runners.onnx.probe import products_keep_to_their_rows, signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
 from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe
 
 HEAD_MULTIPLE = 16
+_REACH_FILE = "reach.npy"
+"""float32 [layers, intermediate]; see `arriero.runners.onnx.smoothing`."""
 
 
 def load_runner(
@@ -27,13 +34,16 @@ def load_runner(
     threads: int,
     cache: Path,
     calibration: Sequence[int] = (),
+    adapters: Sequence[Adapter] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> OnnxRunner:
     """A runner for a checkpoint, from its converted graph in `cache`, which is made at the first call.
 
     `slots` sequences of up to `context` tokens each; `threads` cores compute. `calibration` are the
     tokens of a text that int8 conversion lets the model read, to see which channels reach far; without it they
-    are estimated from the weights. `progress(done, total)` is called while converting, with the number of layers.
+    are estimated from the weights. Rows may use any of the `adapters`, counted from 1; what was converted of the
+    checkpoint serves with any adapters and with none. `progress(done, total)` is called while converting, with the
+    number of layers.
 
     Raises:
         UnsupportedModel: the graph cannot compute this architecture.
@@ -45,13 +55,18 @@ def load_runner(
     if form.smooth:
         key["calibration"] = " ".join(map(str, calibration))
     directory = converted(cache, key, lambda empty: _convert(checkpoint, form, calibration, empty, progress))
+    if adapters:
+        base, key["adapters"] = directory, " ".join(adapter.identity for adapter in adapters)
+        directory = converted(
+            cache, key, lambda empty: build_adapters(base, checkpoint, adapters, form, _reach(base), empty)
+        )
     return OnnxRunner(
         directory,
         checkpoint.config,
         num_slots=slots,
         context=context,
         threads=threads,
-        invariant=form.invariant,
+        invariant=form.invariant and (not adapters or products_keep_to_their_rows()),
     )
 
 
@@ -75,8 +90,16 @@ def _convert(
     if form.smooth and calibration:
         with tempfile.TemporaryDirectory(dir=directory) as observed:
             build_decoder(source, form, Path(observed), observed=True)
-            source = SmoothedCheckpoint(checkpoint, observe(Path(observed), source.config, calibration))
+            reach = observe(Path(observed), source.config, calibration)
+        np.save(directory / _REACH_FILE, reach)
+        source = SmoothedCheckpoint(checkpoint, reach)
     build_decoder(source, form, directory, progress)
+
+
+def _reach(directory: Path) -> list[NDArray[np.float32]] | None:
+    """What was observed for a conversion, if anything was."""
+    file = directory / _REACH_FILE
+    return list(np.load(file)) if file.exists() else None
 
 
 def _format(weights: WeightFormat) -> Format:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -16,9 +16,11 @@ from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.cache import KeyValueCache
-from arriero.runners.onnx.decoder import EMBEDDINGS_FILE
 from arriero.runners.onnx.formats import ZERO_POINT
+from arriero.runners.onnx.vocabularies import Vocabularies
 
+_MAX_BINDINGS = 256
+"""So many choices of heads are remembered; they come and go with the requests."""
 _NOWHERE = np.array([], np.int64)
 
 
@@ -54,25 +56,31 @@ class OnnxRunner:
     ) -> None:
         """Open a graph that `build_decoder` wrote; raises `ModelLoadError` where onnxruntime cannot."""
         self._session = _open(directory / MODEL_FILE, threads)
-        self._config = config
-        # Mapped, not read: only the rows of tokens that occur are ever touched.
-        self._embeddings = np.load(directory / EMBEDDINGS_FILE, mmap_mode="r")
+        self._inputs = {each.name for each in self._session.get_inputs()}
+        self._outputs = {each.name for each in self._session.get_outputs()}
+        self._vocabularies = Vocabularies(directory, config.vocab_size)
         self._cache = KeyValueCache(config, num_slots, context)
+        self._widths = self._vocabularies.widths
+        sizes = self._vocabularies.sizes
         self._info = RunnerInfo(
             num_slots=num_slots,
             context=context,
-            vocab_size=config.vocab_size,
+            vocab_size=self._vocabularies.largest,
             bytes_per_token=self._cache.bytes_per_token,
             invariant=invariant,
             min_prompt_chunk=2,
             hidden_size=config.hidden_size,
+            num_adapters=self._vocabularies.num_adapters,
+            vocab_sizes=() if len(set(sizes)) == 1 else tuple(sizes),
         )
-        # A decode step reads and writes at the same places every time, so it is bound once per number of rows.
+        # A decode step reads and writes at the same places every time, so it is bound once per number of rows, and
+        # per choice of heads where adapters have their own.
         self._hidden = np.empty((num_slots, 1, config.hidden_size), np.float32)
-        self._logits = np.empty((num_slots, config.vocab_size), np.float32)
+        self._adapters = np.zeros(num_slots, np.int64)
+        self._logits = {head: np.empty((num_slots, width), np.float32) for head, width in self._widths.items()}
         self._lengths = np.zeros(num_slots, np.int32)
         self._total_length = np.zeros((), np.int32)
-        self._decode_bindings: dict[int, _Binding] = {}
+        self._decode_bindings: dict[tuple[str, ...], _Binding] = {}
 
     @property
     def info(self) -> RunnerInfo:
@@ -84,7 +92,7 @@ class OnnxRunner:
         logits: dict[int, NDArray[np.float32]] = {}
         for row in rows:
             if len(row.tokens) > 1:
-                logits[row.slot] = np.concatenate([self._read(part, "logits") for part in _parts(row)])
+                logits[row.slot] = np.concatenate([self._prefill(part) for part in _parts(row)])
         single = {row.slot: row for row in rows if len(row.tokens) == 1}
         if single:
             order = self._cache.arrange(list(single))
@@ -99,7 +107,7 @@ class OnnxRunner:
 
     def states(self, row: Row) -> NDArray[np.float32]:
         """See `Runner.states`."""
-        return np.concatenate([self._read(part, "states") for part in _parts(replace(row, want=Want.ALL))])
+        return np.concatenate([self._read_states(part) for part in _parts(row)])
 
     def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
         """A decoder has no encoder."""
@@ -126,41 +134,64 @@ class OnnxRunner:
     def _decode(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """One token for each of the first rows of the cache; logits for all, in that order."""
         count = len(rows)
-        self._hidden[:count, 0] = self._embeddings[[row.tokens[0] for row in rows]]
+        self._vocabularies.embed_rows(rows, self._hidden[:count, 0])
+        self._adapters[:count] = [row.adapter for row in rows]
         self._lengths[:count] = [row.position for row in rows]
         self._total_length[...] = self._lengths[:count].max() + 1
-        if count not in self._decode_bindings:
-            self._decode_bindings[count] = self._bind(
+        heads = tuple(self._vocabularies.heads[row.adapter] for row in rows)
+        if heads not in self._decode_bindings:
+            if len(self._decode_bindings) == _MAX_BINDINGS:
+                self._decode_bindings.clear()
+            self._decode_bindings[heads] = self._bind(
                 first_row=0,
                 hidden=self._hidden[:count],
+                adapter=self._adapters[:count],
                 wanted=np.arange(count),
                 shown=_NOWHERE,
                 seqlens_k=self._lengths[:count],
                 total_length=self._total_length,
-                logits=self._logits[:count],
+                **_head_arrays(heads, self._logits),
             )
-        self._session.run_with_iobinding(self._decode_bindings[count].io)
+        binding = self._decode_bindings[heads]
+        self._session.run_with_iobinding(binding.io)
         for row in rows:
             self._cache.grow(row.slot, row.position + 1)
-        return self._logits[:count]
+        return self._vocabularies.merge(heads, {head: binding.arrays[f"logits{head}"] for head in set(heads)})
 
-    def _read(self, row: Row, output: Literal["logits", "states"]) -> NDArray[np.float32]:
-        """Tokens of one row by themselves; logits or states of the positions it wants."""
+    def _prefill(self, row: Row) -> NDArray[np.float32]:
+        """Several tokens of one row; logits of the positions it wants."""
+        count = len(row.tokens)
+        wanted = np.arange({Want.NOTHING: count, Want.LAST: count - 1, Want.ALL: 0}[row.want], count)
+        heads = [self._vocabularies.heads[row.adapter]] * len(wanted)
+        logits, _ = self._read(row, wanted, _NOWHERE, heads)
+        return self._vocabularies.merge(heads, logits)
+
+    def _read_states(self, row: Row) -> NDArray[np.float32]:
+        """Tokens of one row; their states."""
+        _, states = self._read(row, _NOWHERE, np.arange(len(row.tokens)), [])
+        return states
+
+    def _read(
+        self, row: Row, wanted: NDArray[np.int64], shown: NDArray[np.int64], heads: Sequence[str]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+        """Run tokens of one row by themselves; logits of the wanted ones, by head, and states of those shown."""
         count, end = len(row.tokens), row.position + len(row.tokens)
-        positions = np.arange({Want.NOTHING: count, Want.LAST: count - 1, Want.ALL: 0}[row.want], count)
-        width = self._info.vocab_size if output == "logits" else self._info.hidden_size
+        logits = {head: np.empty((heads.count(head), size), np.float32) for head, size in self._widths.items()}
+        states = np.empty((len(shown), self._info.hidden_size), np.float32)
         binding = self._bind(
             first_row=self._cache.row(row.slot),
-            hidden=self._embeddings[list(row.tokens)][None],
-            wanted=positions if output == "logits" else _NOWHERE,
-            shown=positions if output == "states" else _NOWHERE,
+            hidden=self._vocabularies.embed(row.adapter, row.tokens)[None],
+            adapter=np.full(count, row.adapter),
+            wanted=wanted,
+            shown=shown,
             seqlens_k=np.array([end - 1], np.int32),
             total_length=np.array(end, np.int32),
-            **{output: np.empty((len(positions), width), np.float32)},
+            states=states,
+            **_head_arrays(heads, logits),
         )
         self._session.run_with_iobinding(binding.io)
         self._cache.grow(row.slot, end)
-        return binding.arrays[output]
+        return logits, states
 
     def _bind(self, *, first_row: int, hidden: NDArray[np.float32], **arrays: NDArray[Any]) -> _Binding:
         """Bind arrays by pointer, and keys and values from `first_row` on as both past and present."""
@@ -172,10 +203,10 @@ class OnnxRunner:
         }
         io = self._session.io_binding()
         for name, array in arrays.items():
-            if name in ("logits", "states"):
-                _bind(io.bind_output, name, array)
-            else:
+            if name in self._inputs:
                 _bind(io.bind_input, name, array)
+            elif name in self._outputs:
+                _bind(io.bind_output, name, array)
         for index, buffer in enumerate(self._cache.buffers):
             rows = buffer[first_row : first_row + num_rows]
             name = f"{index // 2}.{('key', 'value')[index % 2]}"
@@ -195,6 +226,16 @@ def _parts(row: Row) -> list[Row]:
     cut = len(row.tokens) - 2
     first = Row(row.slot, row.tokens[:cut], row.position, Want.ALL if row.want is Want.ALL else Want.NOTHING)
     return [first, Row(row.slot, row.tokens[cut:], row.position + cut, row.want)]
+
+
+def _head_arrays(heads: Sequence[str], logits: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+    """What to bind for the heads of rows: which rows each head is for, and where their logits go."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for head, array in logits.items():
+        rows = [row for row, each in enumerate(heads) if each == head]
+        arrays[f"logits{head}.rows"] = np.array(rows, np.int64)
+        arrays[f"logits{head}"] = array[: len(rows)]
+    return arrays
 
 
 def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:

@@ -24,6 +24,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
+from arriero.models.lora import Adapter, Delta
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.decoder import EMBEDDINGS_FILE, STATES_WEIGHT
 from arriero.runners.onnx.formats import ZERO_POINT
@@ -44,6 +45,7 @@ class SmoothedCheckpoint:
         """`reach[N]`, float32 [intermediate], is how far the inner channels of layer N's MLP reach, if observed."""
         self._original = original
         self._reach = reach
+        self._known_factors: dict[str, NDArray[np.float32]] = {}
         self._rotates = original.config.norms == PRE_NORMS
         self.identity = original.identity
 
@@ -65,25 +67,36 @@ class SmoothedCheckpoint:
         if name == STATES_WEIGHT:
             # The last norm gives (states / gamma) R here, R being the rotation.
             return rotate(np.diag(self._original.tensor("model.norm.weight")))
-        value = self._evened(name)
-        return self._rotated(name, value) if self._rotates else value
-
-    def _evened(self, name: str) -> NDArray[np.float32]:
         value = self._original.tensor(name)
-        layer, _, module = name.removesuffix(".weight").rpartition(".mlp.")  # model.layers.0 .mlp. up_proj
-        if module in ("up_proj", "up_proj.bias"):
-            return value / self._factors(layer).reshape(-1, *[1] * (value.ndim - 1))
-        return value * self._factors(layer) if module == "down_proj" else value
+        module, kind = name.rsplit(".", 1)
+        if not module.endswith("_proj"):
+            return self._stream_tensor(module, value)
+        if kind == "bias":
+            return self._out(module, value[:, None])[:, 0]
+        return self._into(module, self._out(module, value))
 
-    def _rotated(self, name: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
-        if name == "model.embed_tokens.weight":
-            return rotate(value)
-        layer, module, kind = name.rsplit(".", 2)  # model.layers.0.mlp . up_proj . weight
-        if module.endswith("norm"):
-            return value if module in ("q_norm", "k_norm") else np.ones_like(value)
-        if module in _WRITES:
-            return rotate(value) if kind == "bias" else np.ascontiguousarray(rotate(value.T).T)
-        return value if kind == "bias" else rotate(value * self._gamma(layer.rpartition(".")[0], module))
+    def _stream_tensor(self, module: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self._rotates or module.endswith(("q_norm", "k_norm")):
+            return value
+        return rotate(value) if module == "model.embed_tokens" else np.ones_like(value)  # a norm
+
+    def _into(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows [rows, in] that a linear layer multiplies its input by, for the input in these coordinates."""
+        layer, _, module = name.rsplit(".", 2)  # model.layers.0 . mlp . up_proj
+        if module == "down_proj":
+            return rows * self._factors(layer)
+        if self._rotates and module not in _WRITES:
+            return rotate(rows * self._gamma(layer, module))
+        return rows
+
+    def _out(self, name: str, columns: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Columns [out, columns] that a linear layer's result is made of, in these coordinates."""
+        layer, _, module = name.rsplit(".", 2)
+        if module == "up_proj":
+            return columns / self._factors(layer)[:, None]
+        if self._rotates and module in _WRITES:
+            return np.ascontiguousarray(rotate(columns.T).T)
+        return columns
 
     def _gamma(self, layer: str, module: str) -> NDArray[np.float32]:
         """What each channel of the stream is multiplied by before a module of this layer reads it."""
@@ -99,6 +112,8 @@ class SmoothedCheckpoint:
         The square root of how far the channel reaches over how large its output weights are, which evens out
         both. Unobserved, a channel is taken to reach as far as the rows of gate and up that make it are long.
         """
+        if layer in self._known_factors:
+            return self._known_factors[layer]
         if self._reach is not None:
             reach = self._reach[int(layer.rsplit(".", 1)[1])]
         else:
@@ -109,7 +124,21 @@ class SmoothedCheckpoint:
         factors: NDArray[np.float32] = np.sqrt(
             (reach + 1e-3 * reach.mean() + 1e-8) / (largest + 1e-3 * largest.mean() + 1e-8)
         )
+        self._known_factors[layer] = factors
         return factors
+
+
+class SmoothedAdapter(SmoothedCheckpoint):
+    """An adapter in the coordinates that its base has when it is smoothed with the same `reach`."""
+
+    def __init__(self, original: Adapter, reach: Sequence[NDArray[np.float32]] | None) -> None:
+        super().__init__(original, reach)
+        self._adapter = original
+
+    def delta(self, module: str) -> Delta | None:
+        """See `Adapter.delta`."""
+        delta = self._adapter.delta(module)
+        return None if delta is None else Delta(self._into(module, delta.into), self._out(module, delta.out))
 
 
 def observe(directory: Path, config: DecoderConfig, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
@@ -124,6 +153,7 @@ def observe(directory: Path, config: DecoderConfig, tokens: Sequence[int]) -> li
     feeds |= {
         "hidden": embeddings[list(tokens)][None],
         "wanted": np.array([count - 1]),
+        "logits.rows": np.array([0]),
         "shown": np.array([], np.int64),
         "seqlens_k": np.array([count - 1], np.int32),
         "total_length": np.array(count, np.int32),
