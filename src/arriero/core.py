@@ -75,7 +75,8 @@ class GenerationRequest:
     id: str
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: int
-    """Tokens a choice may have at most; each prompt plus this must fit the runner's context. 0 only scores prompts."""
+    """Tokens a choice may have at most; each prompt plus this must fit the runner's context, or with an
+    encoder-decoder this alone. 0 only scores prompts."""
     min_tokens: int = 0
     """Tokens a choice has at least: before that no end token is drawn and no stop string ends it."""
     num_choices: int = 1
@@ -92,7 +93,7 @@ class GenerationRequest:
     logprobs: int | None = None
     """How many of the most probable tokens to report beside each drawn one; None reports nothing."""
     prompt_logprobs: int | None = None
-    """The same for every prompt token, in one `PromptScored` a prompt."""
+    """The same for every prompt token, in one `PromptScored` a prompt; not for encoder-decoders, which score none."""
     adapter: int = 0
     """Which of the runner's adapters answers; 0 is the base model."""
 
@@ -181,7 +182,12 @@ class Engine(Protocol):
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Tokens that a prompt and its answer may have together; of an encoder-decoder, the answer alone."""
+        ...
+
+    @property
+    def source_context(self) -> int:
+        """Tokens that an encoder-decoder's prompt may have; 0: the model is a decoder."""
         ...
 
     async def start(self) -> None:

@@ -127,6 +127,7 @@ def _bart() -> PreTrainedModel:
             decoder_ffn_dim=64,
             max_position_embeddings=128,
             forced_eos_token_id=None,
+            tie_word_embeddings=False,
         )
     )
 
@@ -148,6 +149,7 @@ def _marian() -> PreTrainedModel:
             bos_token_id=0,
             decoder_start_token_id=1,
             forced_eos_token_id=None,
+            tie_word_embeddings=False,
         )
     )
 
@@ -164,6 +166,7 @@ def _m2m_100() -> PreTrainedModel:
             encoder_ffn_dim=64,
             decoder_ffn_dim=64,
             max_position_embeddings=128,
+            tie_word_embeddings=False,
         )
     )
 
@@ -186,13 +189,16 @@ ENCODER_DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def save(name: str, directory: Path) -> PreTrainedModel:
-    """Make one of them with weights far enough from zero to tell tokens apart, and save it."""
+def save(name: str, directory: Path, spread: float = 0.08) -> PreTrainedModel:
+    """Make one of them, save it, return it; `spread` is the standard deviation of its matrices.
+
+    The larger it is, the more an answer depends on what was read, and the more rounding counts.
+    """
     torch.manual_seed(20)
     model = {**DECODERS, **ENCODER_DECODERS}[name]().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dim() > 1:
-                parameter.mul_(4.0) if parameter.std() < 0.1 else None
+        for path, parameter in model.named_parameters():
+            if parameter.requires_grad and path.endswith("weight") and parameter.dim() == 2:
+                parameter.normal_(std=spread)
     model.save_pretrained(directory)
     return model

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from arriero.api.documentation import ERRORS
 from arriero.api.parameters import Parameter, table
+from arriero.api.request import NOT_FOR_ENCODER_DECODERS
 from arriero.api.schemas import Model, ModelList
 from arriero.pool import Pool, ServedModel
 from arriero.text.infill import infill_of
@@ -39,6 +40,8 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     capabilities = [*model.card.tasks, *(["infill"] if infills else [])]
 
     def usable(parameter: Parameter) -> bool:
+        if model.engine.source_context and parameter.name in NOT_FOR_ENCODER_DECODERS:
+            return False
         return parameter.name != "suffix" or infills
 
     return {
@@ -60,5 +63,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
             "source_format": model.card.source_format,
             "weights": model.card.weights,
             "invariant": model.card.invariant,
+            "engine": model.card.engine,
+            "source_context": model.engine.source_context,
         },
     }

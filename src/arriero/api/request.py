@@ -124,12 +124,7 @@ def generation_request(
     """
     limits.check_prompts(prompts, param)
     tokenizer = model.tokenizer
-    context = model.engine.context
-    longest = max(map(len, prompts))
-    if longest + (1 if max_tokens is None else max_tokens) > context:
-        raise _overflow(context, longest, max_tokens, param)
-    if max_tokens is None:
-        max_tokens = min(context - longest, default_max_tokens or context, limits.max_tokens or context)
+    max_tokens = _room(model, parameters, max(map(len, prompts)), max_tokens, default_max_tokens, limits, param)
     if parameters.min_tokens > max_tokens:
         raise above("min_tokens", max_tokens)
     ends = frozenset() if parameters.ignore_eos else tokenizer.end_token_ids | end_token_ids
@@ -149,6 +144,49 @@ def generation_request(
         else parameters.alternatives,
         prompt_logprobs=parameters.prompt_alternatives,
     )
+
+
+def _room(
+    model: ServedModel,
+    parameters: GenerationParameters,
+    longest: int,
+    max_tokens: int | None,
+    default_max_tokens: int | None,
+    limits: Limits,
+    param: str,
+) -> int:
+    """The tokens that an answer may have; raises `ContextOverflow` where they or the prompt are too many."""
+    context = model.engine.context
+    if model.engine.source_context:
+        _check_source(model, parameters, longest, param)
+        longest = 0  # the prompt takes nothing of the answer's context
+    if longest + (1 if max_tokens is None else max_tokens) > context:
+        raise _overflow(context, longest, max_tokens, param)
+    if max_tokens is None:
+        return min(context - longest, default_max_tokens or context, limits.max_tokens or context)
+    return max_tokens
+
+
+NOT_FOR_ENCODER_DECODERS = ("echo", "suffix", "prompt_logprobs", "continue_final_message")
+"""Parameters that take the prompt for the beginning of the text that the model writes."""
+
+
+def _check_source(model: ServedModel, parameters: GenerationParameters, longest: int, param: str) -> None:
+    """Refuse what an encoder-decoder cannot do, and a prompt that is longer than its encoder reads."""
+    for name in NOT_FOR_ENCODER_DECODERS:
+        if getattr(parameters, name, None) not in (None, False, ""):
+            raise InvalidRequest(
+                f"Unsupported parameter: '{name}'; the model '{model.name}' is an encoder-decoder, whose prompt is "
+                "read apart and is not the beginning of what it writes.",
+                param=name,
+                code="unsupported_parameter",
+            )
+    if longest > model.engine.source_context:
+        raise ContextOverflow(
+            f"This model reads at most {model.engine.source_context} tokens. However, your {param} resulted in "
+            f"{longest} tokens. Please reduce the length of the {param}.",
+            param=param,
+        )
 
 
 def _sampling(parameters: GenerationParameters, tokenizer: Tokenizer) -> Sampling:

@@ -170,7 +170,9 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int = Field(description="Seconds since the epoch.")
     owned_by: str
-    context_length: int = Field(description="Tokens that a prompt and its answer may have together.")
+    context_length: int = Field(
+        description="Tokens of a prompt and its answer together; of an encoder-decoder, its answer's."
+    )
     capabilities: list[str] = Field(description="What it can be asked for.")
     supported_parameters: dict[str, list[str]] = Field(description="By endpoint: parameters that have an effect.")
     card: dict[str, str | int | bool] = Field(description="What is particular to this server's copy of the model.")
@@ -187,7 +189,9 @@ class Tokenized(BaseModel):
     """A text in tokens."""
 
     count: int
-    max_model_len: int = Field(description="Tokens that a prompt and its answer may have together.")
+    max_model_len: int = Field(
+        description="Tokens of a prompt and its answer together; of an encoder-decoder, its answer's."
+    )
     tokens: list[int]
     token_strs: list[str] | None = Field(description="What each token reads, where asked for.")
 

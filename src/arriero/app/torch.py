@@ -10,14 +10,13 @@ from pathlib import Path
 from arriero.app.engines import Choice, require_torch
 from arriero.app.served import fingerprint_of, serve_runner, vocabulary_digest
 from arriero.config import Settings
-from arriero.errors import UnsupportedModel
 from arriero.machine import physical_cores
 from arriero.models.card import ModelCard
 from arriero.models.metadata import read_text_metadata
 from arriero.models.resolve import Resolved
 from arriero.models.tokenizer import load_tokenizer
 from arriero.pool import ServedModel
-from arriero.text.chat import ChatTemplate
+from arriero.text.chat import ChatTemplate, plain_template
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +42,9 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         gpus=settings.gpus,
         trust_remote_code=settings.trust_remote_code,
     )
-    if loaded.description.source_context:
-        raise UnsupportedModel(f"{resolved.path}: encoder-decoders are not served yet.")
+    chat = None if template is None else ChatTemplate(template, tokenizer)
+    if chat is None and loaded.description.source_context:
+        chat = plain_template(tokenizer)
     card = ModelCard(
         name=settings.model_name or resolved.name,
         source=str(resolved.path),
@@ -55,7 +55,7 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         source_format=loaded.source_format,
         weights=loaded.weights,
         invariant=loaded.runner.info.invariant,
-        has_chat_template=template is not None,
+        has_chat_template=chat is not None,
         engine="torch",
         engine_reason=choice.reason,
         batched=loaded.batched,
@@ -73,7 +73,7 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         loaded.runner,
         card,
         tokenizer,
-        None if template is None else ChatTemplate(template, tokenizer),
+        chat,
         fingerprint_of(
             _identity(resolved.path),
             vocabulary_digest(resolved.path),

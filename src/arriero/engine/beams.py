@@ -16,7 +16,7 @@ A search knows nothing of slots; it numbers places, and says what must be copied
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,17 +71,28 @@ class BeamSearch:
     """The search for one prompt's choices."""
 
     def __init__(
-        self, request: GenerationRequest, prompt: int, constraint: Constraint | None, processors: Processors | None
+        self,
+        request: GenerationRequest,
+        prompt: int,
+        constraint: Constraint | None,
+        processors: Processors | None,
+        start: Sequence[int] = (),
     ) -> None:
-        """`prompt` is the index of one of the request's prompts; `request.beams` is not None."""
+        """`prompt` is the index of one of the request's prompts; `request.beams` is not None.
+
+        `start` are the tokens with which an encoder-decoder's answer begins; empty: it goes on from the prompt.
+        """
         assert request.beams
         self._request = request
         self._prompt = prompt
         self._spec = request.beams
-        self._num_prompt_tokens = len(request.prompts[prompt])
+        begun = list(start or request.prompts[prompt])
+        self._num_prompt_tokens = len(begun)
+        self._num_forced = max(0, len(start) - 1)
+        """Tokens of `start` that count as an answer's where its length does, as in transformers: all but the first."""
         self._length = 0
         """Tokens that every beam's answer has."""
-        self.beams = [Beam(0, list(request.prompts[prompt]), constraint, processors)]
+        self.beams = [Beam(0, begun, constraint, processors)]
         """Best first."""
         self._hypotheses: list[Hypothesis] = []  # best first, at most `num_beams`
 
@@ -236,4 +247,4 @@ class BeamSearch:
         return copies
 
     def _normalised(self, score: float, length: int) -> float:
-        return score / math.pow(length, self._spec.length_penalty)
+        return score / math.pow(self._num_forced + length, self._spec.length_penalty)

@@ -20,7 +20,11 @@ def check(request: GenerationRequest, info: RunnerInfo, token_budget: int) -> No
     _check_beams(request)
     _check_tokens(request, info.vocab_size)
     _check_slots(request, info.num_slots)
-    _check_lengths(request, info.context, token_budget)
+    if info.source_context:
+        _check_source(request, info)
+    else:
+        _check_context(request, info.context)
+    _check_budget(request, token_budget)
 
 
 def check_inputs(request: EncodingRequest, vocab_size: int, context: int) -> None:
@@ -88,15 +92,36 @@ def _check_slots(request: GenerationRequest, available: int) -> None:
         )
 
 
-def _check_lengths(request: GenerationRequest, context: int, token_budget: int) -> None:
-    lengths, max_tokens = [len(prompt) for prompt in request.prompts], request.max_tokens
-    longest = max(lengths)
+def _check_source(request: GenerationRequest, info: RunnerInfo) -> None:
+    """An encoder reads the prompts, whose length has nothing to do with the answers'."""
+    if request.prompt_logprobs is not None:
+        raise InvalidRequest(
+            "An encoder-decoder writes no prompt, so prompt_logprobs has no meaning.", param="prompt_logprobs"
+        )
+    longest, room = max(map(len, request.prompts)), info.context - len(info.decoder_start)
+    if longest > info.source_context:
+        raise ContextOverflow(
+            f"This model reads {info.source_context} tokens at most, but the prompt has {longest}.", param="prompt"
+        )
+    if request.max_tokens > room:
+        raise ContextOverflow(
+            f"This model writes {room} tokens at most, but the request asks for {request.max_tokens}.",
+            param="max_tokens",
+        )
+
+
+def _check_context(request: GenerationRequest, context: int) -> None:
+    longest, max_tokens = max(map(len, request.prompts)), request.max_tokens
     if longest + max_tokens > context:
         raise ContextOverflow(
             f"This model's context is {context} tokens, but the request asks for {longest + max_tokens}: "
             f"{longest} in the prompt and {max_tokens} in the answer.",
             param="prompt" if longest >= context else "max_tokens",
         )
+
+
+def _check_budget(request: GenerationRequest, token_budget: int) -> None:
+    lengths, max_tokens = [len(prompt) for prompt in request.prompts], request.max_tokens
     alone = sum(lengths) + len(lengths) * max_tokens
     total = alone * num_slots(request)
     if total > token_budget:

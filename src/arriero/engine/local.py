@@ -36,6 +36,8 @@ def execute(runner: Runner, step: Step) -> Results:
         runner.truncate(slot, length)
     for slot in step.frees:
         runner.free(slot)
+    for slot, inputs, adapter in step.inputs:
+        runner.encode(slot, inputs, adapter)
     sums = [_sum_states(runner, reading.row) for reading in step.readings]
     if not step.rows:
         return Results(sums=sums)
@@ -118,13 +120,18 @@ class LocalEngine:
         self._chunk = chunk
         self._chunk_beside_decode = chunk_beside_decode
         self._prefix_tokens = prefix_tokens
-        self._context = 0
+        self._context = self._source_context = 0
         self._thread = ModelThread(self._open)
 
     @property
     def context(self) -> int:
-        """Tokens that a prompt and its answer may have together; known once started."""
+        """See `Engine.context`; known once started."""
         return self._context
+
+    @property
+    def source_context(self) -> int:
+        """See `Engine.source_context`; known once started."""
+        return self._source_context
 
     async def start(self) -> None:
         """Make the runner in the model thread and wait until it is ready; raises `ModelLoadError`."""
@@ -165,8 +172,10 @@ class LocalEngine:
     def _open(self) -> _Generation:
         runner = self._runner_factory()
         info = runner.info
-        budget = info.num_slots * info.context if self._token_budget is None else self._token_budget
-        self._context = min(info.context, budget)
+        slot = info.context + info.source_context
+        budget = info.num_slots * slot if self._token_budget is None else self._token_budget
+        self._context = min(info.context - len(info.decoder_start), budget)
+        self._source_context = min(info.source_context, budget)
         self._scheduler = Scheduler(
             info,
             token_budget=budget,

@@ -14,7 +14,7 @@ Rules:
 - **Prompts share what is left.** A step reads at most `chunk` prompt tokens, `chunk_beside_decode` while somebody
   decodes, so that a long prompt does not stall running answers. The oldest prompt goes first and is the only one
   that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
-  younger ones join it as rows of their own if they fit whole.
+  younger ones join it as rows of their own if they fit whole. What an encoder reads is never cut.
 - **A prompt is read once.** Its first choice reads it, the others copy that slot and draw from the same logits.
 - **What was read is not read again.** A prompt that begins like one that was read, or is being read, copies that
   beginning; if an older prompt is about to read it, it waits for that. Slots of ended requests keep their prompts
@@ -95,7 +95,7 @@ class Scheduler:
         self._encodings_first = False
         self._free_slots = list(range(info.num_slots))  # a heap: low slots first keeps the used memory together
         self._reserved_tokens = 0
-        can_share = info.chunked_prefill and info.truncation
+        can_share = info.chunked_prefill and info.truncation and not info.source_context
         self._ended = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
         self._frees: list[int] = []
@@ -117,7 +117,7 @@ class Scheduler:
             Overloaded: it would have to wait, and `max_queue` requests are waiting already.
         """
         limits.check(request, self._info, self._token_budget)
-        group = group_of(request, constraint)
+        group = group_of(request, constraint, self._info.decoder_start)
         self._queue(group)
         return group
 
@@ -185,7 +185,7 @@ class Scheduler:
         for row, sequence in zip(step.rows, step.sequences, strict=True):
             sequence.num_computed_tokens += len(row.tokens)
             if row.position < sequence.num_prompt_tokens:
-                self._num_prompt_tokens += len(row.tokens)
+                self._num_prompt_tokens += len(sequence.inputs) or len(row.tokens)
         for scoring, scores in zip(step.scorings, results.scores, strict=True):
             if not scoring.sequence.finished:
                 self._take_scores(scoring.sequence, scores, events)
@@ -277,16 +277,16 @@ class Scheduler:
         whole_room = room
         for age, sequence in enumerate(prefilling):
             remaining = sequence.num_prompt_tokens - max(sequence.num_computed_tokens, sequence.num_shared_tokens)
-            if age == 0 and may_cut:
-                count = self._chunk_of(remaining, room)
-            elif remaining <= room:
-                count = remaining
-            else:
+            oldest = age == 0 and may_cut
+            if not oldest and len(sequence.inputs) + remaining > room:
                 continue
+            count = self._chunk_of(remaining, room) if oldest and not sequence.inputs else remaining
             if not self._share(step, sequence):
                 continue
+            if sequence.inputs:
+                step.inputs.append((sequence.slot, sequence.inputs, sequence.group.request.adapter))
             step.add_row(sequence, count)
-            room -= count
+            room -= len(sequence.inputs) + count
         return whole_room - room
 
     def _share(self, step: Step, sequence: Sequence) -> bool:

@@ -54,8 +54,11 @@ class Sequence:
     index: int
     """The choice's index in the request's events; under beams the place in the search."""
     tokens: list[int]
-    """The prompt, then what was sampled."""
+    """The prompt, or what an encoder-decoder's answers begin with; then what was sampled."""
     num_prompt_tokens: int
+    """Those that were not sampled."""
+    inputs: tuple[int, ...]
+    """The prompt of an encoder-decoder, which its encoder reads; empty for a decoder."""
     constraint: Constraint | None
     processors: Processors | None
     search: BeamSearch | None = None
@@ -80,7 +83,7 @@ class Sequence:
     @property
     def num_reserved_tokens(self) -> int:
         """Tokens of the key/value budget that it may come to hold."""
-        return self.num_prompt_tokens + self.group.request.max_tokens
+        return len(self.inputs) + self.num_prompt_tokens + self.group.request.max_tokens
 
     @property
     def num_read_tokens(self) -> int:
@@ -98,13 +101,18 @@ def num_slots(request: GenerationRequest) -> int:
     return request.beams.num_beams if request.beams else request.num_choices
 
 
-def group_of(request: GenerationRequest, constraint: Constraint | None) -> Group:
-    """Lay out a request's sequences: the first of every prompt leads, the others follow it."""
+def group_of(request: GenerationRequest, constraint: Constraint | None, decoder_start: tuple[int, ...] = ()) -> Group:
+    """Lay out a request's sequences: the first of every prompt leads, the others follow it.
+
+    `decoder_start` is an encoder-decoder's: prompts are inputs of the encoder, and this is what the decoder goes on
+    from.
+    """
     group = Group(request)
-    for prompt, tokens in enumerate(request.prompts):
+    for prompt, given in enumerate(request.prompts):
+        tokens, inputs = (decoder_start, given) if decoder_start else (given, ())
         processors = processors_of(request, tokens)
         searching = request.beams is not None and request.beams.num_beams > 1
-        search = BeamSearch(request, prompt, constraint, processors) if searching else None
+        search = BeamSearch(request, prompt, constraint, processors, decoder_start) if searching else None
         leader = None
         for place in range(num_slots(request)):
             sequence = Sequence(
@@ -113,6 +121,7 @@ def group_of(request: GenerationRequest, constraint: Constraint | None) -> Group
                 index=place if search else len(group.sequences),
                 tokens=list(tokens),
                 num_prompt_tokens=len(tokens),
+                inputs=inputs,
                 constraint=constraint.copy() if constraint else None,
                 processors=processors.copy() if processors else None,
                 search=search,

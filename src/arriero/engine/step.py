@@ -26,14 +26,16 @@ class Scoring:
 
 @dataclass(slots=True)
 class Step:
-    """What the runner is to do next: the copies at once, the truncations, the frees, the rows; then what its logits
-    are for."""
+    """What the runner is to do next: the copies at once, the truncations, the frees, the inputs, the rows; then what
+    its logits are for."""
 
     copies: list[tuple[int, int]]
     """(source slot, destination slot)."""
     frees: list[int]
     truncations: list[tuple[int, int]] = field(default_factory=list)
     """(slot, tokens that it keeps)."""
+    inputs: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
+    """(slot, tokens for the encoder, adapter)."""
     rows: list[Row] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     """What to sample from the rows' logits."""

@@ -33,6 +33,7 @@ class _Slot:
     num_prompt_tokens: int | None = None
     """Known once logits have been wanted, see `ScriptedRunner`."""
     reply: Sequence[int] = ()
+    source: tuple[int, ...] = ()
 
 
 class ScriptedRunner:
@@ -55,9 +56,12 @@ class ScriptedRunner:
         pace: float = 0.0,
         fail_after: int | None = None,
         hidden_size: int = 16,
+        source_context: int = 0,
+        decoder_start: tuple[int, ...] = (),
     ) -> None:
         """`pace` is the seconds each step takes, reading a row for its states being a step; after `fail_after` steps
-        every further one raises `RuntimeError`.
+        every further one raises `RuntimeError`. With a `source_context` and a `decoder_start` it is an encoder-decoder,
+        which replies to what was encoded and has no states.
         """
         self._info = RunnerInfo(
             num_slots=num_slots,
@@ -65,7 +69,9 @@ class ScriptedRunner:
             vocab_size=vocab_size,
             bytes_per_token=8,
             invariant=True,
-            hidden_size=hidden_size,
+            hidden_size=0 if source_context else hidden_size,
+            source_context=source_context,
+            decoder_start=decoder_start,
         )
         self._end_token_id = end_token_id
         self._reply = reply
@@ -108,8 +114,15 @@ class ScriptedRunner:
         return np.sin((tokens + 1 + positions / self._info.context) * frequencies).astype(np.float32)
 
     def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
-        """A decoder has no encoder."""
-        raise ValueError("the runner of a decoder was asked to encode")
+        """Let a slot's prompt be these tokens, whatever is appended to it; `adapter` has no effect on a script."""
+        if not self._info.source_context:
+            raise ValueError("the runner of a decoder was asked to encode")
+        held = self._slot(slot)
+        if held.tokens or held.source:
+            raise ValueError(f"slot {slot} is not empty")
+        if not 0 < len(tokens) <= self._info.source_context:
+            raise ValueError(f"slot {slot}: a source of {len(tokens)} tokens of {self._info.source_context}")
+        held.source = tuple(tokens)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy slots, all at once."""
@@ -117,7 +130,7 @@ class ScriptedRunner:
         if len(set(destinations)) < len(destinations):
             raise ValueError(f"two copies into one slot: {pairs}")
         sources = [self._slot(source) for source, _ in pairs]
-        copies = [_Slot(list(slot.tokens), slot.num_prompt_tokens, slot.reply) for slot in sources]
+        copies = [_Slot(list(slot.tokens), slot.num_prompt_tokens, slot.reply, slot.source) for slot in sources]
         for destination, copied in zip(destinations, copies, strict=True):
             self._slot(destination)
             self._slots[destination] = copied
@@ -154,7 +167,7 @@ class ScriptedRunner:
         """The token that follows the slot's first `length` tokens."""
         if slot.num_prompt_tokens is None:
             slot.num_prompt_tokens = length
-            slot.reply = self._reply(tuple(slot.tokens[:length]))
+            slot.reply = self._reply(slot.source or tuple(slot.tokens[:length]))
         place = length - slot.num_prompt_tokens
         return slot.reply[place] if place < len(slot.reply) else self._end_token_id
 
@@ -165,6 +178,8 @@ class ScriptedRunner:
             raise ValueError("two rows of one slot in a step")
         for row in rows:
             held = len(self._slot(row.slot).tokens)
+            if self._info.source_context and not self._slots[row.slot].source:
+                raise ValueError(f"slot {row.slot} has no source to answer")
             if row.position != held:
                 raise ValueError(f"slot {row.slot} holds {held} tokens, the row says {row.position}")
             if not row.tokens or held + len(row.tokens) > self._info.context:

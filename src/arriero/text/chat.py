@@ -85,6 +85,21 @@ class ChatTemplate:
             ) from error
 
 
+def plain_template(tokenizer: Tokenizer) -> ChatTemplate:
+    """For an encoder-decoder that comes without a template: the messages' texts, one a line.
+
+    Roles are not told, for the model has never seen any; nothing is left out, so an instruction in a system message
+    reaches it. Around it stand the tokens that the tokenizer puts around every text.
+    """
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    around = tokenizer.encode("a")
+    start = next(place for place in range(len(around)) if around[place : place + len(bare)] == bare)
+    before, after = around[:start], around[start + len(bare) :]
+    opening, closing = (tokenizer.decode(ids, skip_special_tokens=False) for ids in (before, after))
+    texts = "messages | map(attribute='content') | join('\\n')"
+    return ChatTemplate(f"{{{{ {opening!r} ~ ({texts}) ~ {closing!r} }}}}", tokenizer)
+
+
 def _given(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]) -> Any:
     """The variables of a run. A field that is null is left out, as in transformers: templates ask if it is there."""
     if not messages:
