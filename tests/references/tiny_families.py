@@ -178,10 +178,11 @@ CASES: Mapping[str, dict[str, Any]] = {
 """By family and variant."""
 
 
-def write(case: str, directory: Path) -> Path:
-    """Make the case's config.json and model.safetensors in an empty directory; returns it."""
-    (directory / "config.json").write_text(json.dumps(CASES[case], indent=2))
-    settings = Settings(directory / "config.json", CASES[case])
+def write(case: str, directory: Path, **changes: Any) -> Path:
+    """Make config.json, with some changes, and model.safetensors of a case in an empty directory; returns it."""
+    config = {**CASES[case], **changes}
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    settings = Settings(directory / "config.json", config)
     family = family_of(settings)
     bits = np.random.PCG64(4)
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -193,7 +194,7 @@ def write(case: str, directory: Path) -> Path:
             values = values * np.float32(2.5 / np.sqrt(shape[1]))
         tensors[name] = values.astype(np.float32)
     for whole, parts in family.fused.items():
-        for layer in range(CASES[case]["num_hidden_layers"]):
+        for layer in range(config["num_hidden_layers"]):
             pieces = [tensors.pop(f"model.layers.{layer}.{part}.weight") for part in parts]
             tensors[f"model.layers.{layer}.{whole}.weight"] = np.concatenate(pieces)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -12,20 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from arriero.errors import ModelLoadError, UnsupportedModel
+from arriero.errors import UnsupportedModel
+from arriero.models import family_fields as fields
 from arriero.models.architecture import POST_NORMS, SANDWICH_NORMS, DecoderConfig
+from arriero.models.family_fields import FULL, MOST_LAYERS, SLIDING
 from arriero.models.json_files import Settings, brief
-from arriero.models.rope import rope_scaling
-
-ACTIVATIONS: Mapping[str, str] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-FULL, SLIDING = "full_attention", "sliding_attention"
-_MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +33,9 @@ class Family:
 def _llama(settings: Settings) -> DecoderConfig:
     return DecoderConfig(
         family="llama",
-        **_sizes(settings, tied=False),
-        **_positions(settings, context=2048),
-        **_biases(settings),
+        **fields.sizes(settings, tied=False),
+        **fields.positions(settings, context=2048),
+        **fields.biases(settings),
         mlp_bias=settings.boolean("mlp_bias"),
     )
 
@@ -53,9 +44,9 @@ def _mistral(settings: Settings) -> DecoderConfig:
     """LLaMA without biases, with a window in every layer."""
     return DecoderConfig(
         family="mistral",
-        **_sizes(settings, tied=False),
-        **_positions(settings, context=131072),
-        windows=_windows(settings, _window(settings, 4096), lambda layer: SLIDING, listed=False),
+        **fields.sizes(settings, tied=False),
+        **fields.positions(settings, context=131072),
+        windows=fields.windows(settings, fields.window(settings, 4096), lambda layer: SLIDING, listed=False),
     )
 
 
@@ -63,9 +54,9 @@ def _ministral(settings: Settings) -> DecoderConfig:
     """Mistral where `layer_types` may leave some layers without a window."""
     return DecoderConfig(
         family="ministral",
-        **_sizes(settings, tied=False),
-        **_positions(settings, context=131072),
-        windows=_windows(settings, _window(settings, 4096), lambda layer: SLIDING),
+        **fields.sizes(settings, tied=False),
+        **fields.positions(settings, context=131072),
+        windows=fields.windows(settings, fields.window(settings, 4096), lambda layer: SLIDING),
     )
 
 
@@ -73,8 +64,8 @@ def _qwen2(settings: Settings) -> DecoderConfig:
     """Biases for queries, keys and values alone."""
     return DecoderConfig(
         family="qwen2",
-        **_sizes(settings, tied=False),
-        **_positions(settings, context=32768),
+        **fields.sizes(settings, tied=False),
+        **fields.positions(settings, context=32768),
         attention_bias=True,
         windows=_qwen_windows(settings),
     )
@@ -84,9 +75,9 @@ def _qwen3(settings: Settings) -> DecoderConfig:
     """Norms of every head of queries and keys."""
     return DecoderConfig(
         family="qwen3",
-        **_sizes(settings, tied=False, head_dim=128),
-        **_positions(settings, context=32768),
-        **_biases(settings),
+        **fields.sizes(settings, tied=False, head_dim=128),
+        **fields.positions(settings, context=32768),
+        **fields.biases(settings),
         qk_norm="head",
         windows=_qwen_windows(settings),
     )
@@ -100,9 +91,9 @@ def _internlm3(settings: Settings) -> DecoderConfig:
         raise UnsupportedModel(f"{settings.file}: qkv_bias and bias differ, which is not computed.")
     return DecoderConfig(
         family="internlm3",
-        **_sizes(settings, tied=False, head_dim=128, epsilon=1e-5),
-        **_positions(settings, context=32768),
-        **_biases(own),
+        **fields.sizes(settings, tied=False, head_dim=128, epsilon=1e-5),
+        **fields.positions(settings, context=32768),
+        **fields.biases(own),
         mlp_bias=own.boolean("mlp_bias"),
     )
 
@@ -111,8 +102,8 @@ def _seed_oss(settings: Settings) -> DecoderConfig:
     """LLaMA with a switch of its own for the bias after attention."""
     return DecoderConfig(
         family="seed_oss",
-        **_sizes(settings, tied=False, head_dim=128),
-        **_positions(settings, context=524288),
+        **fields.sizes(settings, tied=False, head_dim=128),
+        **fields.positions(settings, context=524288),
         attention_bias=settings.boolean("attention_bias", True),
         output_bias=settings.boolean("attention_out_bias"),
         mlp_bias=settings.boolean("mlp_bias"),
@@ -121,21 +112,22 @@ def _seed_oss(settings: Settings) -> DecoderConfig:
 
 def _phi3(settings: Settings) -> DecoderConfig:
     """Positions turn a part of each head; long contexts have factors of their own. Phi-4 and Phi-4-mini as well."""
-    sizes = _sizes(settings, tied=False, epsilon=1e-5)
+    sizes = fields.sizes(settings, tied=False, epsilon=1e-5)
     longest = settings.integer("max_position_embeddings", 4096)
     # Where transformers looks first: beside the object, not in it.
     original = settings.integer("original_max_position_embeddings", 4096)
-    values = {**_rope_parameters(settings, longest).values, "original_max_position_embeddings": original}
+    values = {**fields.rope_parameters(settings, longest).values, "original_max_position_embeddings": original}
     if values.get("rope_type", values.get("type")) in ("su", "yarn"):
         values["rope_type"] = "longrope"  # what it was called before
     parameters = Settings(settings.file, values)
+    turned = int(sizes["head_dim"] * parameters.number("partial_rotary_factor", 1.0))
     return DecoderConfig(
         family="phi3",
         **sizes,
-        **_scaling(parameters, longest),
+        **fields.scaling(parameters, longest),
         rope_theta=parameters.number("rope_theta", 10000.0),
-        rotary_dim=int(sizes["head_dim"] * parameters.number("partial_rotary_factor", 1.0)),
-        windows=_windows(settings, _window(settings, None), lambda layer: SLIDING, listed=False),
+        rotary_dim=None if turned == sizes["head_dim"] else turned,
+        windows=fields.windows(settings, fields.window(settings, None), lambda layer: SLIDING, listed=False),
     )
 
 
@@ -144,12 +136,12 @@ def _gemma(settings: Settings) -> DecoderConfig:
     values = {**settings.values}
     if values.get("hidden_act") == "gelu":  # written when the approximation was meant
         values["hidden_act"] = "gelu_pytorch_tanh"
-    sizes = _sizes(Settings(settings.file, values), tied=True, head_dim=256, activation="gelu_pytorch_tanh")
+    sizes = fields.sizes(Settings(settings.file, values), tied=True, head_dim=256, activation="gelu_pytorch_tanh")
     return DecoderConfig(
         family="gemma",
         **sizes,
-        **_positions(settings, context=8192),
-        **_biases(settings),
+        **fields.positions(settings, context=8192),
+        **fields.biases(settings),
         embedding_scale=sizes["hidden_size"] ** 0.5,
     )
 
@@ -160,14 +152,14 @@ def _gemma2(settings: Settings) -> DecoderConfig:
     return DecoderConfig(
         family="gemma2",
         **sizes,
-        **_positions(settings, context=8192),
-        **_biases(settings),
+        **fields.positions(settings, context=8192),
+        **fields.biases(settings),
         norms=SANDWICH_NORMS,
         embedding_scale=sizes["hidden_size"] ** 0.5,
         attention_scale=_root_scale(settings),
-        attention_softcap=_optional(settings, "attn_logit_softcapping", 50.0),
-        logits_softcap=_optional(settings, "final_logit_softcapping", 30.0),
-        windows=_windows(settings, _window(settings, 4096), lambda layer: FULL if layer % 2 else SLIDING),
+        attention_softcap=fields.optional(settings, "attn_logit_softcapping", 50.0),
+        logits_softcap=fields.optional(settings, "final_logit_softcapping", 30.0),
+        windows=fields.windows(settings, fields.window(settings, 4096), _all_but_every(2)),
     )
 
 
@@ -179,31 +171,29 @@ def _gemma3(settings: Settings) -> DecoderConfig:
     return DecoderConfig(
         family="gemma3",
         **sizes,
-        **_positions_by_type(settings, context=131072, theta=1e6, local_theta=10000.0),
-        **_biases(settings),
+        **fields.positions_by_type(settings, context=131072, theta=1e6, local_theta=10000.0),
+        **fields.biases(settings),
         norms=SANDWICH_NORMS,
         qk_norm="head",
         embedding_scale=sizes["hidden_size"] ** 0.5,
         attention_scale=_root_scale(settings),
-        logits_softcap=_optional(settings, "final_logit_softcapping", None),
-        windows=_windows(
-            settings, _window(settings, 4096), lambda layer: SLIDING if (layer + 1) % max(pattern, 1) else FULL
-        ),
+        logits_softcap=fields.optional(settings, "final_logit_softcapping", None),
+        windows=fields.windows(settings, fields.window(settings, 4096), _all_but_every(pattern)),
     )
 
 
 def _smollm3(settings: Settings) -> DecoderConfig:
     """Every fourth layer has no positions."""
-    window = _window(settings, None) if settings.boolean("use_sliding_window") else None
+    window = fields.window(settings, None) if settings.boolean("use_sliding_window") else None
     unturned = _layers_without_positions(settings)
     return DecoderConfig(
         family="smollm3",
-        **_sizes(settings, tied=True),
-        **_positions(settings, context=32768, theta=2e6),
-        **_biases(settings),
+        **fields.sizes(settings, tied=True),
+        **fields.positions(settings, context=32768, theta=2e6),
+        **fields.biases(settings),
         mlp_bias=settings.boolean("mlp_bias"),
         layers_without_positions=unturned,
-        windows=_windows(settings, window, lambda layer: SLIDING if layer in unturned else FULL),
+        windows=fields.windows(settings, window, lambda layer: SLIDING if layer in unturned else FULL),
     )
 
 
@@ -211,9 +201,9 @@ def _granite(settings: Settings) -> DecoderConfig:
     """LLaMA with four multipliers."""
     return DecoderConfig(
         family="granite",
-        **_sizes(settings, tied=False),
-        **_positions(settings, context=2048),
-        **_biases(settings),
+        **fields.sizes(settings, tied=False),
+        **fields.positions(settings, context=2048),
+        **fields.biases(settings),
         mlp_bias=settings.boolean("mlp_bias"),
         attention_scale=settings.number("attention_multiplier", 1.0),
         embedding_scale=settings.number("embedding_multiplier", 1.0),
@@ -226,9 +216,9 @@ def _olmo2(settings: Settings) -> DecoderConfig:
     """Norms behind the branches alone, and of queries and keys over all heads."""
     return DecoderConfig(
         family="olmo2",
-        **_sizes(settings, tied=False, epsilon=1e-5),
-        **_positions(settings, context=2048),
-        **_biases(settings),
+        **fields.sizes(settings, tied=False, epsilon=1e-5),
+        **fields.positions(settings, context=2048),
+        **fields.biases(settings),
         norms=POST_NORMS,
         qk_norm="projection",
     )
@@ -238,12 +228,14 @@ def _olmo3(settings: Settings) -> DecoderConfig:
     """OLMo 2 with a window in three layers of four; the others alone have scaled positions."""
     return DecoderConfig(
         family="olmo3",
-        **_sizes(settings, tied=False, epsilon=1e-5),
-        **_positions_by_type(settings, context=2048, theta=500000.0, local_theta=500000.0),
-        **_biases(settings),
+        **fields.sizes(settings, tied=False, epsilon=1e-5),
+        **fields.positions_by_type(settings, context=2048, theta=500000.0, local_theta=500000.0),
+        **fields.biases(settings),
         norms=POST_NORMS,
         qk_norm="projection",
-        windows=_windows(settings, _window(settings, 4096), lambda layer: SLIDING if (layer + 1) % 4 else FULL),
+        windows=fields.windows(
+            settings, fields.window(settings, 4096), lambda layer: SLIDING if (layer + 1) % 4 else FULL
+        ),
     )
 
 
@@ -280,122 +272,21 @@ def family_of(settings: Settings) -> Family:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedModel(f"{settings.file}: the architecture is {brief(name)}, Arriero runs {known}.")
-    for setting in ("rope_interleaved", "is_decoder", "add_cross_attention", "use_bidirectional_attention"):
+    for setting in ("rope_interleaved", "add_cross_attention", "use_bidirectional_attention"):
         settings.neutral(setting, False)
     return ARCHITECTURES[name]
 
 
-def _sizes(
-    settings: Settings,
-    *,
-    tied: bool,
-    head_dim: int | None = None,
-    epsilon: float = 1e-6,
-    activation: str = "silu",
-    activation_key: str = "hidden_act",
-) -> dict[str, Any]:
-    """What every family has."""
-    num_heads = settings.integer("num_attention_heads")
-    hidden_size = settings.integer("hidden_size")
-    name = settings.values.get(activation_key) or activation
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise settings.unsupported(activation_key)
-    return {
-        "num_layers": settings.integer("num_hidden_layers"),
-        "hidden_size": hidden_size,
-        "intermediate_size": settings.integer("intermediate_size"),
-        "num_heads": num_heads,
-        "num_kv_heads": settings.integer("num_key_value_heads", num_heads),
-        "head_dim": settings.integer("head_dim", head_dim or hidden_size // max(num_heads, 1)),
-        "vocab_size": settings.integer("vocab_size"),
-        "norm_epsilon": settings.number("rms_norm_eps", epsilon),
-        "tie_embeddings": settings.boolean("tie_word_embeddings", tied),
-        "activation": ACTIVATIONS[name],
-    }
-
-
-def _biases(settings: Settings) -> dict[str, Any]:
-    has_bias = settings.boolean("attention_bias")
-    return {"attention_bias": has_bias, "output_bias": has_bias}
-
-
-def _positions(settings: Settings, *, context: int, theta: float = 10000.0) -> dict[str, Any]:
-    """Context, base and scaling, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`."""
-    longest = settings.integer("max_position_embeddings", context)
-    merged = _rope_parameters(settings, longest)
-    merged.neutral("partial_rotary_factor", 1, 1.0)
-    return {"rope_theta": merged.number("rope_theta", theta), **_scaling(merged, longest)}
-
-
-def _positions_by_type(settings: Settings, *, context: int, theta: float, local_theta: float) -> dict[str, Any]:
-    """The same where layers with a window have positions of their own, which are not scaled."""
-    longest = settings.integer("max_position_embeddings", context)
-    by_type = settings.within("rope_parameters")
-    if by_type.values and not {FULL, SLIDING} & by_type.values.keys():
-        raise settings.unexpected("rope_parameters", f"one object each for {FULL} and {SLIDING}")
-    full, local = by_type.within(FULL), by_type.within(SLIDING)
-    outer = {"original_max_position_embeddings": longest, "max_position_embeddings": longest}
-    full = Settings(settings.file, {**outer, **full.values, **settings.within("rope_scaling").values})
-    local.neutral("rope_type", "default")
-    for parameters in (full, local):
-        parameters.neutral("partial_rotary_factor", 1, 1.0)
-    return {
-        "rope_theta": full.number("rope_theta", settings.number("rope_theta", theta)),
-        "local_rope_theta": local.number("rope_theta", settings.number("rope_local_base_freq", local_theta)),
-        **_scaling(full, longest),
-    }
-
-
-def _rope_parameters(settings: Settings, longest: int) -> Settings:
-    name = "rope_scaling" if settings.values.get("rope_scaling") else "rope_parameters"
-    # What the object leaves out stands beside it, or is the context the model was trained for.
-    outer = {name: settings.values.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    outer["original_max_position_embeddings"] = settings.integer("original_max_position_embeddings", longest)
-    outer["max_position_embeddings"] = longest
-    return Settings(settings.file, {**outer, **settings.within(name).values})
-
-
-def _scaling(parameters: Settings, longest: int) -> dict[str, Any]:
-    """The scaling, and the context within which it is computed; see `arriero.models.rope`."""
-    scaling = rope_scaling(parameters.file, parameters.values)
-    if scaling is not None and scaling["rope_type"] == "factors":
-        longest = min(longest, parameters.integer("original_max_position_embeddings"))
-    return {"rope_scaling": scaling, "context": longest}
-
-
-def _window(settings: Settings, absent: int | None) -> int | None:
-    """`sliding_window`, which means something else when it is null than when it is absent."""
-    value = settings.values.get("sliding_window", absent)
-    return None if value is None else settings.integer("sliding_window", absent)
-
-
-def _windows(
-    settings: Settings, window: int | None, type_of: Callable[[int], str], *, listed: bool = True
-) -> tuple[int | None, ...]:
-    """Each layer's window: `window` where `layer_types`, or without it `type_of`, says so."""
-    types = settings.items("layer_types") if listed else None
-    num_layers = settings.integer("num_hidden_layers")
-    if types is None:
-        if window is None or num_layers > _MOST_LAYERS:  # the latter fails when tensors are looked for
-            return ()
-        types = [type_of(layer) for layer in range(num_layers)]
-    if len(types) != num_layers:
-        raise settings.unexpected("layer_types", f"one for each of {num_layers} layers")
-    for each in types:
-        if each not in (FULL, SLIDING):
-            raise UnsupportedModel(f"{settings.file}: attention of type {brief(each)} is not computed.")
-    if SLIDING not in types:
-        return ()
-    if window is None:
-        raise ModelLoadError(f"{settings.file}: some layers have a window, but sliding_window is not set.")
-    return tuple(window if each == SLIDING else None for each in types)
+def _all_but_every(period: int) -> Callable[[int], str]:
+    """Windows everywhere but in every `period`-th layer."""
+    return lambda layer: SLIDING if (layer + 1) % max(period, 1) else FULL
 
 
 def _qwen_windows(settings: Settings) -> tuple[int | None, ...]:
     """The last layers have the window, if it is switched on."""
-    window = _window(settings, 4096) if settings.boolean("use_sliding_window") else None
+    window = fields.window(settings, 4096) if settings.boolean("use_sliding_window") else None
     first = settings.integer("max_window_layers", 28)
-    return _windows(settings, window, lambda layer: SLIDING if layer >= first else FULL)
+    return fields.windows(settings, window, lambda layer: SLIDING if layer >= first else FULL)
 
 
 def _layers_without_positions(settings: Settings) -> tuple[int, ...]:
@@ -404,14 +295,16 @@ def _layers_without_positions(settings: Settings) -> tuple[int, ...]:
     listed = settings.items("no_rope_layers")
     if listed is None:
         interval = max(settings.integer("no_rope_layer_interval", 4), 1)
-        return tuple(range(interval - 1, min(num_layers, _MOST_LAYERS), interval))
+        return tuple(range(interval - 1, min(num_layers, MOST_LAYERS), interval))
     if len(listed) < num_layers or any(each not in (0, 1) for each in listed):
         raise settings.unexpected("no_rope_layers", f"0 or 1 for each of {num_layers} layers")
     return tuple(layer for layer in range(num_layers) if not listed[layer])
 
 
 def _gemma_sizes(settings: Settings) -> dict[str, Any]:
-    return _sizes(settings, tied=True, head_dim=256, activation="gelu_pytorch_tanh", activation_key="hidden_activation")
+    return fields.sizes(
+        settings, tied=True, head_dim=256, activation="gelu_pytorch_tanh", activation_key="hidden_activation"
+    )
 
 
 def _root_scale(settings: Settings) -> float:
@@ -419,9 +312,3 @@ def _root_scale(settings: Settings) -> float:
     if scalar <= 0:
         raise settings.unexpected("query_pre_attn_scalar", "a positive number")
     return 1 / math.sqrt(scalar)
-
-
-def _optional(settings: Settings, name: str, absent: float | None) -> float | None:
-    """A number that is switched off by null, which is not the same as leaving it out."""
-    value = settings.values.get(name, absent)
-    return None if value is None else settings.number(name, absent)

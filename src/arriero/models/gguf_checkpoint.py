@@ -1,6 +1,6 @@
 """A GGUF file as a `Checkpoint`: metadata becomes a `DecoderConfig`, tensors get their Hugging Face names.
 
-An architecture is one entry of `ARCHITECTURES`. Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+`arriero.models.gguf_families` says what each architecture's files mean. Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,98 +18,40 @@ from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
+from arriero.models.gguf_families import (
+    ARCHITECTURES,
+    FIELDS,
+    NAMES,
+    NEUTRAL,
+    UNDERSTOOD,
+    Architecture,
+    Metadata,
+    brief,
+)
 from arriero.models.gguf_file import GGUFFile
-from arriero.models.layout import check_config, check_tensors, identity
+from arriero.models.layout import check_config, check_tensors, identity, tensor_shapes
 from arriero.models.rope import rope_scaling
 
-Transform = Callable[[NDArray[np.float32], DecoderConfig], NDArray[np.float32]]
-
 _LAYER = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
-_ROPE_FACTORS = "rope_freqs.weight"
+_FACTORS, _SHORT_FACTORS = "rope_freqs.weight", "rope_factors_short.weight"
+_ROPE_FACTORS = (_FACTORS, _SHORT_FACTORS, "rope_factors_long.weight")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """How one value of `general.architecture` is read. Metadata keys stand without their `<architecture>.` prefix."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a tensor lies: `count` rows of a tensor of the file, which may hold several."""
 
-    family: str
-    fields: Mapping[str, str]
-    """Required fields of `DecoderConfig`, and the key of each."""
-    understood: frozenset[str]
-    """Further keys that are read or only inform."""
-    neutral: Mapping[str, Any]
-    """Keys for something that is not computed here, and the one value with which that makes no difference."""
-    names: Mapping[str, str]
-    """Whole tensor names in the file, and in Hugging Face's layout."""
-    layer_modules: Mapping[str, str]
-    """Module names inside a layer, in the file and in Hugging Face's layout."""
-    transforms: Mapping[str, Transform]
-    """Modules whose tensors are stored in another order than Hugging Face's."""
+    name: str
+    first: int
+    count: int
+    num_heads: int | None
+    """Heads whose rows are to be put in order."""
 
 
 def _unpermute(num_heads: int, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of a head from llama.cpp's order (pairs adjacent) to Hugging Face's (first halves, second halves)."""
     pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(
-        family="llama",
-        fields={
-            "num_layers": "block_count",
-            "hidden_size": "embedding_length",
-            "intermediate_size": "feed_forward_length",
-            "num_heads": "attention.head_count",
-            "context": "context_length",
-            "norm_epsilon": "attention.layer_norm_rms_epsilon",
-        },
-        understood=frozenset(
-            {
-                "attention.head_count_kv",
-                "attention.key_length",
-                "attention.value_length",
-                "rope.dimension_count",
-                "rope.freq_base",
-                "rope.scaling.type",
-                "rope.scaling.factor",
-                "rope.scaling.original_context_length",
-                "rope.scaling.finetuned",
-                "tensor_data_layout",
-                "vocab_size",
-            }
-        ),
-        neutral={
-            "attention.causal": True,
-            "attention.sliding_window": 0,
-            "expert_count": 0,
-            "expert_used_count": 0,
-            "rope.scale_linear": 1.0,
-            "rope.scaling.attn_factor": 1.0,
-            "use_parallel_residual": False,
-        },
-        names={
-            "token_embd.weight": "model.embed_tokens.weight",
-            "output_norm.weight": "model.norm.weight",
-            "output.weight": "lm_head.weight",
-        },
-        layer_modules={
-            "attn_norm": "input_layernorm",
-            "attn_q": "self_attn.q_proj",
-            "attn_k": "self_attn.k_proj",
-            "attn_v": "self_attn.v_proj",
-            "attn_output": "self_attn.o_proj",
-            "ffn_norm": "post_attention_layernorm",
-            "ffn_gate": "mlp.gate_proj",
-            "ffn_up": "mlp.up_proj",
-            "ffn_down": "mlp.down_proj",
-        },
-        transforms={
-            "attn_q": lambda values, config: _unpermute(config.num_heads, values),
-            "attn_k": lambda values, config: _unpermute(config.num_kv_heads, values),
-        },
-    ),
-}
 
 
 class GGUFCheckpoint:
@@ -121,10 +63,12 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.file = GGUFFile(path)
-        self._architecture = _architecture(self.file)
-        self._sources = _sources(self.file, self._architecture)
-        self.config = _config(self.file, self._architecture)
-        shapes = {name: self.file.tensors[source].shape for name, source in self._sources.items()}
+        architecture = _architecture(self.file)
+        self.config = _config(self.file, architecture)
+        self._sources = _sources(self.file, architecture, self.config)
+        shapes = {
+            name: (source.count, *self.file.tensors[source.name].shape[1:]) for name, source in self._sources.items()
+        }
         check_tensors(path, self.config, shapes)
         self.identity = identity([path], self.config)
 
@@ -133,10 +77,8 @@ class GGUFCheckpoint:
         source = self._sources.get(name)
         if source is None:
             raise ModelLoadError(f"{self.file.path}: has no tensor {name}.")
-        values = self.file.tensor(source)
-        layer = _LAYER.fullmatch(source)
-        transform = self._architecture.transforms.get(layer[2]) if layer else None
-        return transform(values, self.config) if transform else values
+        values = self.file.tensor(source.name)[source.first : source.first + source.count]
+        return values if source.num_heads is None else _unpermute(source.num_heads, values)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
@@ -162,51 +104,64 @@ def _architecture(file: GGUFFile) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _sources(file: GGUFFile, architecture: Architecture) -> dict[str, str]:
-    """From every tensor's Hugging Face name to its name in the file."""
+def _sources(file: GGUFFile, architecture: Architecture, config: DecoderConfig) -> dict[str, _Source]:
+    """From every tensor's Hugging Face name to where it lies."""
+    rows = {name: shape[0] for name, shape in tensor_shapes(replace(config, num_layers=1))}
     sources = {}
-    for source in file.tensors:
-        layer = _LAYER.fullmatch(source)
-        if layer and layer[2] in architecture.layer_modules:
-            sources[f"model.layers.{layer[1]}.{architecture.layer_modules[layer[2]]}.{layer[3]}"] = source
-        elif source in architecture.names:
-            sources[architecture.names[source]] = source
-        elif source != _ROPE_FACTORS:
-            raise ModelLoadError(f"{file.path}: tensor {source} has no place in a {architecture.family} model.")
+    for name, info in file.tensors.items():
+        layer = _LAYER.fullmatch(name)
+        modules = _modules(architecture, layer[2]) if layer else ()
+        if layer is None or not modules:
+            if name in NAMES:
+                sources[NAMES[name]] = _Source(name, 0, math.prod(info.shape[:1]), None)
+            elif name not in _ROPE_FACTORS:
+                raise ModelLoadError(f"{file.path}: tensor {name} has no place in a {architecture.family} model.")
+            continue
+        first, num_rows = 0, math.prod(info.shape[:1])
+        for module in modules:
+            whole = f"model.layers.{layer[1]}.{module}.{layer[3]}"
+            # A tensor that is stored by itself is checked as it is; parts of one have the rows that they must have.
+            count = num_rows if len(modules) == 1 else rows.get(f"model.layers.0.{module}.{layer[3]}", 0)
+            sources[whole] = _Source(name, first, count, _permuted_heads(architecture, module, config))
+            first += count
+        if first != num_rows:
+            raise ModelLoadError(
+                f"{file.path}: tensor {name} has shape {list(info.shape)}, the configuration implies {first} rows."
+            )
     return sources
 
 
-class _Metadata:
-    """The fields under one architecture's prefix, type-checked as they are taken."""
+def _modules(architecture: Architecture, module: str) -> tuple[str, ...]:
+    """What a module of a layer is called in Hugging Face's layout; several when it is stored as one."""
+    if module in architecture.fused:
+        return architecture.fused[module]
+    return (architecture.layer_modules[module],) if module in architecture.layer_modules else ()
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.path = file.path
-        self.prefix = f"{file.fields['general.architecture']}."
-        self.fields = {
-            key.removeprefix(self.prefix): v for key, v in file.fields.items() if key.startswith(self.prefix)
-        }
 
-    def number(self, key: str, kind: type[int] | type[float], default: float | None = None) -> Any:
-        value = self.fields.get(key, default)
-        if type(value) is not kind:
-            raise ModelLoadError(f"{self.path}: {self.prefix}{key} is {_brief(value)}, expected one {kind.__name__}.")
-        return value
+def _permuted_heads(architecture: Architecture, module: str, config: DecoderConfig) -> int | None:
+    heads = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.num_kv_heads}
+    return heads.get(module) if architecture.permuted else None
 
 
 def _config(file: GGUFFile, architecture: Architecture) -> DecoderConfig:
-    metadata = _Metadata(file)
+    metadata = Metadata(file)
     _refuse_unknown_fields(metadata, architecture)
     numbers: dict[str, Any] = {
-        name: metadata.number(key, float if name == "norm_epsilon" else int)
-        for name, key in architecture.fields.items()
+        name: metadata.number(key, float if name == "norm_epsilon" else int) for name, key in FIELDS.items()
     }
     num_heads = max(numbers["num_heads"], 1)
     head_dim = metadata.number("attention.key_length", int, numbers["hidden_size"] // num_heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    turned = metadata.number("rope.dimension_count", int, head_dim)
+    for key in ("attention.value_length", *(() if architecture.partial_rotary else ("rope.dimension_count",))):
         if metadata.number(key, int, head_dim) != head_dim:
             raise ModelLoadError(
                 f"{file.path}: {metadata.prefix}{key} is {metadata.fields[key]}, expected the head size {head_dim}."
             )
+    scaling = _rope_scaling(file, metadata, turned)
+    if _SHORT_FACTORS in file.tensors:
+        # The long factors apply to whole sequences beyond the original context; see `arriero.models.rope`.
+        original = metadata.number("rope.scaling.original_context_length", int)
+        numbers["context"] = min(numbers["context"], original)
     config = DecoderConfig(
         family=architecture.family,
         **numbers,
@@ -214,51 +169,54 @@ def _config(file: GGUFFile, architecture: Architecture) -> DecoderConfig:
         head_dim=head_dim,
         vocab_size=_vocab_size(file, metadata),
         rope_theta=metadata.number("rope.freq_base", float, 10000.0),
-        rope_scaling=_rope_scaling(file, metadata, head_dim),
+        rope_scaling=scaling,
+        rotary_dim=None if turned == head_dim else turned,
         tie_embeddings="output.weight" not in file.tensors,
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        attention_bias=any(f"blk.0.{module}.bias" in file.tensors for module in ("attn_q", "attn_qkv")),
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
+        **architecture.switches(metadata),
     )
     return check_config(file.path, config)
 
 
-def _refuse_unknown_fields(metadata: _Metadata, architecture: Architecture) -> None:
-    known = architecture.understood.union(architecture.fields.values())
+def _refuse_unknown_fields(metadata: Metadata, architecture: Architecture) -> None:
+    known = architecture.understood.union(UNDERSTOOD, FIELDS.values())
     for key, value in metadata.fields.items():
-        if key in known or (key in architecture.neutral and architecture.neutral[key] == value):
+        if key in known or (key in NEUTRAL and NEUTRAL[key] == value):
             continue
         raise UnsupportedModel(
-            f"{metadata.path}: {metadata.prefix}{key} is {_brief(value)}, which asks for something "
+            f"{metadata.path}: {metadata.prefix}{key} is {brief(value)}, which asks for something "
             f"that Arriero does not compute."
         )
 
 
-def _vocab_size(file: GGUFFile, metadata: _Metadata) -> int:
+def _vocab_size(file: GGUFFile, metadata: Metadata) -> int:
     tokens = file.fields.get("tokenizer.ggml.tokens")
     size: int = metadata.number("vocab_size", int, len(tokens) if isinstance(tokens, list) else None)
     return size
 
 
-def _rope_scaling(file: GGUFFile, metadata: _Metadata, head_dim: int) -> Mapping[str, Any] | None:
+def _rope_scaling(file: GGUFFile, metadata: Metadata, rotary_dim: int) -> Mapping[str, Any] | None:
     factor = metadata.fields.get("rope.scaling.factor", 1.0)
     # A factor without a type is linear scaling, as in llama.cpp.
     kind = metadata.fields.get("rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
-    if kind not in ("none", "linear"):
+    factors = next((name for name in (_FACTORS, _SHORT_FACTORS) if name in file.tensors), None)
+    if kind not in ("none", "linear") and not (kind == "longrope" and factors == _SHORT_FACTORS):
         raise UnsupportedModel(f"{file.path}: the rope scaling is of type {kind!r}, Arriero computes none and linear.")
-    scaling = rope_scaling(file.path, {"rope_type": kind, "factor": factor})
-    if _ROPE_FACTORS not in file.tensors:
-        return scaling
-    if scaling is not None:
-        raise ModelLoadError(f"{file.path}: has both {_ROPE_FACTORS} and {kind} rope scaling, expected one of them.")
-    factors = file.tensor(_ROPE_FACTORS)
-    if factors.shape != (head_dim // 2,) or not (factors > 0).all():
+    if factors != _SHORT_FACTORS and metadata.number("rope.scaling.attn_factor", float, 1.0) != 1:
+        raise UnsupportedModel(f"{file.path}: scales attention by a factor, which is not computed.")
+    if factors is None:
+        return rope_scaling(file.path, {"rope_type": kind, "factor": factor})
+    if kind == "linear":
+        raise ModelLoadError(f"{file.path}: has both {factors} and {kind} rope scaling, expected one of them.")
+    values = file.tensor(factors)
+    if values.shape != (rotary_dim // 2,) or not (values > 0).all():
         raise ModelLoadError(
-            f"{file.path}: tensor {_ROPE_FACTORS} has shape {list(factors.shape)}, "
-            f"expected [{head_dim // 2}] positive factors."
+            f"{file.path}: tensor {factors} has shape {list(values.shape)}, "
+            f"expected [{rotary_dim // 2}] positive factors."
         )
-    return {"rope_type": "factors", "factors": tuple(factors.tolist())}
-
-
-def _brief(value: Any) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
+    scaling = {"rope_type": "factors", "factors": tuple(values.tolist())}
+    if factors == _SHORT_FACTORS:
+        scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor", float, 1.0)
+    return scaling
