@@ -193,7 +193,7 @@ def damaged(change: Callable[[dict], object], vocabularies: dict[str, Path], tmp
         (lambda document: document.pop("model"), "tokenizer.json"),
         (lambda document: document.update(model={"type": "Abacus"}), "cannot be built"),
         (lambda document: document.update(added_tokens=[{"id": 1}]), "tokenizer.json"),
-        (lambda document: document.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}), "WordPiece"),
+        (lambda document: document.update(decoder={"type": "BPEDecoder", "suffix": "</w>"}), "BPEDecoder"),
     ],
 )
 def test_a_damaged_tokenizer_file_is_named(change, complaint, vocabularies, tmp_path):
@@ -204,7 +204,7 @@ def test_a_damaged_tokenizer_file_is_named(change, complaint, vocabularies, tmp_
 
 def test_a_directory_without_tokenizer_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match=r"has no tokenizer\.json"):
+    with pytest.raises(ModelLoadError, match=r"has neither tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 

@@ -78,15 +78,27 @@ class Settings:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file; raises `ModelLoadError` when it is missing or something else."""
+    content = _parse(file)
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{file}: holds {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def read_json_list(file: Path) -> list[Any]:
+    """The JSON array in a file; raises `ModelLoadError` when it is missing or something else."""
+    content = _parse(file)
+    if not isinstance(content, list):
+        raise ModelLoadError(f"{file}: holds {type(content).__name__}, expected a JSON array.")
+    return content
+
+
+def _parse(file: Path) -> Any:
     try:
-        content = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except OSError as error:
         raise ModelLoadError(f"{file}: cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{file}: is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{file}: holds {type(content).__name__}, expected a JSON object.")
-    return content
 
 
 def is_number(value: Any) -> TypeGuard[float]:

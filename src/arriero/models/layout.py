@@ -142,13 +142,13 @@ def check_finite(source: Path, name: str, values: NDArray[np.float32]) -> NDArra
     return values
 
 
-def identity(files: Iterable[Path], config: DecoderConfig) -> str:
-    """Digest of the files' names, sizes and modification times (ns) and of the configuration.
+def identity(files: Iterable[Path], *facts: object) -> str:
+    """Digest of the files' names, sizes and modification times (ns) and of what was read from them.
 
     Cheap on purpose: contents are not read, so that a start does not hash gigabytes. A file that was
-    replaced has another time, unless someone set it back by hand.
+    replaced has another time, unless someone set it back by hand. Facts must be written the same every time.
     """
-    digest = hashlib.sha256(repr(dataclasses.asdict(config)).encode())
+    digest = hashlib.sha256(repr(facts).encode())
     for file in files:
         status = file.stat()
         digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,34 @@ class Tokenizer:
         if add_special_tokens and self._adds_bos and ids[1:2] == [self.bos_token_id]:
             del ids[0]
         return ids
+
+    def encode_within(self, text: str, max_tokens: int, *, parse_special: bool = True) -> list[int]:
+        """The ids of `text` with special tokens around it, its end cut off where it is too long for `max_tokens`.
+
+        Raises `InvalidRequest` as `encode` does.
+        """
+        backend = self._backend if parse_special else self._literal
+        encoding = _encode(backend, text, add_special_tokens=False)
+        encoding.truncate(max(0, max_tokens - backend.num_special_tokens_to_add(is_pair=False)))
+        ids: list[int] = backend.post_process(encoding).ids
+        return ids
+
+    def encode_pair(
+        self, first: str, second: str, *, max_tokens: int | None = None, parse_special: bool = True
+    ) -> tuple[list[int], int]:
+        """The ids of two texts that a model reads together, and how many of them belong to its first segment.
+
+        Special tokens stand around and between them as the model wants it. Beyond `max_tokens` the longer text is cut
+        at its end, both where they would be equally long. Raises `InvalidRequest` as `encode` does.
+        """
+        backend = self._backend if parse_special else self._literal
+        one, other = (_encode(backend, text, add_special_tokens=False) for text in (first, second))
+        if max_tokens is not None:
+            room = max(0, max_tokens - backend.num_special_tokens_to_add(is_pair=True))
+            for encoding, length in zip((one, other), _shares(len(one), len(other), room), strict=True):
+                encoding.truncate(length)
+        whole = backend.post_process(one, other)
+        return whole.ids, whole.type_ids.count(0)
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """The ids of a text whose control tokens are those given as ids, whatever its strings spell.
@@ -163,6 +191,16 @@ def _encode(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: boo
         raise InvalidRequest("The text has half a surrogate pair in it, which is no character.") from error
 
 
+def _shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept, as transformers' strategy `longest_first` has it."""
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    short = min(short, room // 2)
+    long = room - short
+    return (short, long) if first <= second else (long, short)
+
+
 def _decoding(path: Path, decoder: Mapping[str, Any] | None) -> tuple[Callable[[str, bool], bytes], bool]:
     """From a token's text, and whether it is an added token, to its bytes; and whether texts start with a space."""
     decoder = decoder or {}
@@ -172,6 +210,8 @@ def _decoding(path: Path, decoder: Mapping[str, Any] | None) -> tuple[Callable[[
     if steps.keys() <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         strips = "Strip" in steps or steps.get("Metaspace", {"prepend_scheme": "never"})["prepend_scheme"] != "never"
         return (_sentencepiece_bytes if "ByteFallback" in steps else _sentencepiece), strips
+    if steps.keys() == {"WordPiece"}:
+        return partial(_word_piece, steps["WordPiece"].get("prefix", "##")), True
     raise ModelLoadError(f"{path}: the tokenizer decodes by {', '.join(map(str, steps))}, which is not known here.")
 
 
@@ -192,6 +232,10 @@ def _byte_level(text: str, added: bool) -> bytes:
         return bytes(map(_BYTE_ALPHABET.__getitem__, text))
     except KeyError:
         return text.encode()
+
+
+def _word_piece(prefix: str, text: str, added: bool) -> bytes:
+    return text[len(prefix) :].encode() if text.startswith(prefix) and not added else f" {text}".encode()
 
 
 def _sentencepiece(text: str, added: bool) -> bytes:

@@ -17,17 +17,24 @@ SPACE = "▁"
 
 
 def directory_document(path: Path, special_tokens: Mapping[str, str]) -> dict[str, Any]:
-    """The tokenizer.json of a Hugging Face directory, with what tokenizer_config.json changes about it.
+    """The tokenizer.json of a Hugging Face directory, with what the files beside it change about it.
 
     As in transformers: named special tokens are special whatever the file says of them, and `add_bos_token` or
     `add_eos_token`, where present, decide alone what is put around a text. Raises `ModelLoadError`.
     """
     file = path / "tokenizer.json"
-    if not file.exists():
-        raise ModelLoadError(f"{path}: has no tokenizer.json; other tokenizer files are not read.")
-    document = read_json(file)
     settings_file = path / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.exists() else {}
+    if file.exists():
+        document = read_json(file)
+    elif (path / "vocab.txt").exists():
+        document = _word_piece(path / "vocab.txt", settings, special_tokens)
+    else:
+        raise ModelLoadError(f"{path}: has neither tokenizer.json nor vocab.txt; other tokenizer files are not read.")
+    pooled_file = path / "sentence_bert_config.json"
+    if pooled_file.exists() and read_json(pooled_file).get("do_lower_case") is True:
+        normalizers = [{"type": "Lowercase"}, *filter(None, [document.get("normalizer")])]
+        document["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
     try:
         _apply_settings(document, settings, special_tokens)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -51,6 +58,50 @@ def _apply_settings(document: dict[str, Any], settings: Mapping[str, Any], speci
             for name in ("bos_token", "eos_token")
         )
         document["post_processor"] = sequence_marks(bos, eos)
+
+
+def _word_piece(file: Path, settings: Mapping[str, Any], special_tokens: Mapping[str, str]) -> dict[str, Any]:
+    """The tokenizer of a BERT directory that has only vocab.txt, a token a line; defaults are transformers'."""
+    try:
+        tokens = file.read_text("utf-8").rstrip("\n").split("\n")  # what else ends lines is part of tokens
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{file}: cannot be read: {error}.") from error
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    names = ("cls_token", "sep_token", "unk_token", "pad_token", "mask_token")
+    marks = {name: special_tokens.get(name, f"[{name.removesuffix('_token').upper()}]") for name in names}
+    for name, mark in marks.items():
+        if mark not in vocabulary and name != "mask_token":
+            raise ModelLoadError(f"{file}: has no token {mark}, which is the tokenizer's {name}.")
+    first, last = ((marks[name], vocabulary[marks[name]]) for name in ("cls_token", "sep_token"))
+    return {
+        "version": "1.0",
+        "added_tokens": [added_token(vocabulary[m], m, special=True) for m in marks.values() if m in vocabulary],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
+            "strip_accents": settings.get("strip_accents"),
+            "lowercase": settings.get("do_lower_case", True),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": _bert_marks(first, last),
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": marks["unk_token"],
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": vocabulary,
+        },
+    }
+
+
+def _bert_marks(first: tuple[str, int], last: tuple[str, int]) -> dict[str, Any]:
+    """The post-processor that frames texts as BERT reads them: first A last, and a second text B last."""
+    single = sequence_marks(first, last)
+    assert single is not None
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": last[0], "type_id": 1}}]
+    return {**single, "pair": [*single["single"], *second]}
 
 
 def added_token(id: int, text: str, *, special: bool) -> dict[str, Any]:

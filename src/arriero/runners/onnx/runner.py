@@ -12,11 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from arriero.core import Row, RunnerInfo, Want
-from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.formats import ZERO_POINT
+from arriero.runners.onnx.session import open_session
 from arriero.runners.onnx.vocabularies import Vocabularies
 
 _MAX_BINDINGS = 256
@@ -55,7 +55,7 @@ class OnnxRunner:
         invariant: bool,
     ) -> None:
         """Open a graph that `build_decoder` wrote; raises `ModelLoadError` where onnxruntime cannot."""
-        self._session = _open(directory / MODEL_FILE, threads)
+        self._session = open_session(directory / MODEL_FILE, threads)
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._outputs = {each.name for each in self._session.get_outputs()}
         self._vocabularies = Vocabularies(directory, config.vocab_size)
@@ -240,15 +240,3 @@ def _head_arrays(heads: Sequence[str], logits: Mapping[str, NDArray[np.float32]]
 
 def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
     bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def _open(model: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    # onnxruntime's exceptions have no common base of their own.
-    except Exception as error:
-        raise ModelLoadError(f"onnxruntime cannot open the converted graph {model}: {error}") from error
