@@ -3,7 +3,7 @@
 
 BIN ?= .venv/bin
 
-.PHONY: test lint types imports reference clients proof bench ci settings parameters
+.PHONY: test lint types imports reference clients proof bench ci settings parameters models
 
 test:  ## The tests that need nothing but the test extra.
 	$(BIN)/pytest
@@ -36,6 +36,9 @@ settings:  ## Write the settings table of the README anew.
 
 parameters:  ## Write docs/parameters.md anew.
 	$(BIN)/python scripts/parameters_page.py
+
+models:  ## Write docs/models.md anew, with the errors measured.
+	$(BIN)/python scripts/models_page.py --measure
 
 ci:
 	bash .ci/run

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from references.tiny_families import CASES
 
 def test_every_architecture_has_a_case_with_transformers_logits() -> None:
     assert {settings["architectures"][0] for settings in CASES.values()} == set(ARCHITECTURES)
+
+
+def test_the_page_of_models_is_up_to_date() -> None:
+    subprocess.run([sys.executable, "scripts/models_page.py", "--check"], check=True)
 
 
 def changed(case: str, directory: Path, changes: dict[str, Any]) -> Path:

@@ -31,6 +31,7 @@ class Family:
 
 
 def _llama(settings: Settings) -> DecoderConfig:
+    """RMS norms before attention and MLP, rotary positions, grouped key heads, biases or none."""
     return DecoderConfig(
         family="llama",
         **fields.sizes(settings, tied=False),
@@ -61,7 +62,7 @@ def _ministral(settings: Settings) -> DecoderConfig:
 
 
 def _qwen2(settings: Settings) -> DecoderConfig:
-    """Biases for queries, keys and values alone."""
+    """Biases for queries, keys and values alone; the last layers may have a window."""
     return DecoderConfig(
         family="qwen2",
         **fields.sizes(settings, tied=False),
@@ -72,7 +73,7 @@ def _qwen2(settings: Settings) -> DecoderConfig:
 
 
 def _qwen3(settings: Settings) -> DecoderConfig:
-    """Norms of every head of queries and keys."""
+    """Norms of every head of queries and keys; windows as in Qwen2."""
     return DecoderConfig(
         family="qwen3",
         **fields.sizes(settings, tied=False, head_dim=128),
@@ -111,7 +112,7 @@ def _seed_oss(settings: Settings) -> DecoderConfig:
 
 
 def _phi3(settings: Settings) -> DecoderConfig:
-    """Positions turn a part of each head; long contexts have factors of their own. Phi-4 and Phi-4-mini as well."""
+    """Positions turn a part of each head; long contexts have factors of their own."""
     sizes = fields.sizes(settings, tied=False, epsilon=1e-5)
     longest = settings.integer("max_position_embeddings", 4096)
     # Where transformers looks first: beside the object, not in it.
