@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from arriero.models.families import family_of
 from arriero.models.json_files import Settings
-from arriero.models.layout import tensor_shapes
+from arriero.models.layout import FUSED, tensor_shapes
 from references.tiny_models import kept, uniform
 
 FILE = Path(__file__).with_suffix(".npz")
@@ -184,16 +184,17 @@ def write(case: str, directory: Path, **changes: Any) -> Path:
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     settings = Settings(directory / "config.json", config)
     family = family_of(settings)
+    family_config = family.config(settings)
     bits = np.random.PCG64(4)
     tensors: dict[str, NDArray[np.float32]] = {}
-    for name, shape in tensor_shapes(family.config(settings)):
+    for name, shape in tensor_shapes(family_config):
         values = uniform(bits, int(np.prod(shape))).reshape(shape)
         if "norm" in name:
             values = (0 if family.norms_from_one else 1) + values / 4
         elif len(shape) == 2 and "embed" not in name:
             values = values * np.float32(2.5 / np.sqrt(shape[1]))
         tensors[name] = values.astype(np.float32)
-    for whole, parts in family.fused.items():
+    for whole, parts in FUSED.get(family_config.family, {}).items():
         for layer in range(config["num_hidden_layers"]):
             pieces = [tensors.pop(f"model.layers.{layer}.{part}.weight") for part in parts]
             tensors[f"model.layers.{layer}.{whole}.weight"] = np.concatenate(pieces)

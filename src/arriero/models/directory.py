@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
-from arriero.models.families import Family, family_of
+from arriero.models.families import family_of
 from arriero.models.json_files import Settings, read_json
-from arriero.models.layout import check_config, check_finite, check_tensors, identity, tensor_shapes
+from arriero.models.layout import FUSED, check_config, check_finite, check_tensors, identity, tensor_shapes
 from arriero.models.safetensors_files import Weight, open_weights
 
 _LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<module>\w+\.\w+)\.(?P<kind>weight|bias)")
@@ -40,7 +40,7 @@ class DirectoryCheckpoint:
         settings = Settings(config_file, read_json(config_file))
         self._family = family_of(settings)
         config = check_config(config_file, self._family.config(settings))
-        weights = _split(open_weights(path), self._family, config)
+        weights = _split(open_weights(path), config)
         files = sorted({weight.file for weight in weights.values()})
         self.config, self._weights = _tied(config, weights)
         check_tensors(path, self.config, {name: weight.shape for name, weight in self._weights.items()})
@@ -66,17 +66,18 @@ class DirectoryCheckpoint:
         return counts.most_common(1)[0][0]
 
 
-def _split(weights: dict[str, Weight], family: Family, config: DecoderConfig) -> dict[str, Weight]:
+def _split(weights: dict[str, Weight], config: DecoderConfig) -> dict[str, Weight]:
     """The same weights, those that the family stores as one as the parts they have."""
     rows = {name: shape[0] for name, shape in tensor_shapes(replace(config, num_layers=1))}
+    fused = FUSED.get(config.family, {})
     result = {}
     for name, weight in weights.items():
         layer = _LAYER.fullmatch(name)
-        if layer is None or layer["module"] not in family.fused:
+        if layer is None or layer["module"] not in fused:
             result[name] = weight
             continue
         first = 0
-        for part in family.fused[layer["module"]]:
+        for part in fused[layer["module"]]:
             count = rows.get(f"model.layers.0.{part}.{layer['kind']}", 0)
             result[f"{layer['prefix']}{part}.{layer['kind']}"] = replace(
                 weight, shape=(count, *weight.shape[1:]), first=first

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from arriero.errors import UnsupportedModel
@@ -24,8 +24,6 @@ class Family:
     """How one value of `architectures` is read."""
 
     config: Callable[[Settings], DecoderConfig]
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Modules of a layer that are stored as one, their rows one below the other, and the parts they have."""
     norms_from_one: bool = False
     """True when a norm multiplies by one plus what is stored."""
 
@@ -240,11 +238,6 @@ def _olmo3(settings: Settings) -> DecoderConfig:
     )
 
 
-_PHI3_FUSED = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
-
 ARCHITECTURES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(config=_gemma2, norms_from_one=True),
     "Gemma3ForCausalLM": Family(config=_gemma3, norms_from_one=True),
@@ -256,7 +249,7 @@ ARCHITECTURES: Mapping[str, Family] = {
     "MistralForCausalLM": Family(config=_mistral),
     "Olmo2ForCausalLM": Family(config=_olmo2),
     "Olmo3ForCausalLM": Family(config=_olmo3),
-    "Phi3ForCausalLM": Family(config=_phi3, fused=_PHI3_FUSED),
+    "Phi3ForCausalLM": Family(config=_phi3),
     "Qwen2ForCausalLM": Family(config=_qwen2),
     "Qwen3ForCausalLM": Family(config=_qwen3),
     "SeedOssForCausalLM": Family(config=_seed_oss),

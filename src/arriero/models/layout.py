@@ -44,6 +44,15 @@ LARGEST_SIZE = 2**24
 """No model has a dimension, a vocabulary or a context beyond it, and tables of that many rows can still be made."""
 
 
+FUSED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "phi3": {
+        "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    }
+}
+"""Modules of a layer that a family has as one, their rows one below the other, and the parts they have here."""
+
+
 def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that the configuration asks for; linear layers are [out, in]."""
     yield "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)

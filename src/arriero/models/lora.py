@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import Checkpoint, DecoderConfig
-from arriero.models.layout import check_finite, identity, tensor_shapes
+from arriero.models.layout import FUSED, check_finite, identity, tensor_shapes
 from arriero.models.lora_config import CONFIG_FILE, EMBEDDING, HEAD, read_lora_config
 from arriero.models.safetensors_files import Weight, open_tensors
 
@@ -68,6 +68,7 @@ class Adapter:
         self._file = _weights_file(path)
         self._tensors = {name.removeprefix(_PREFIX): weight for name, weight in open_tensors(self._file).items()}
         self._tables = {module: self._table(module) for module in (EMBEDDING, HEAD)}
+        self._fused = _fused(base.config)
         self._modules = frozenset(self._changed_modules())
         self._check()
         self.has_own_embeddings = EMBEDDING in self._modules or self._tables[EMBEDDING] is not None
@@ -79,10 +80,11 @@ class Adapter:
 
     def delta(self, module: str) -> Delta | None:
         """The change to a linear layer, by its weight's name without `.weight`; None where it is the base's."""
+        module, rows = self._fused.get(module, (module, slice(None)))
         if module not in self._modules or module == EMBEDDING:
             return None
         into, out = (_read(self._tensors[module + part]) for part in (_A, _B))
-        return Delta(into, out * np.float32(self._lora.scaling_of(module)))
+        return Delta(into, out[rows] * np.float32(self._lora.scaling_of(module)))
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.tensor`; embeddings and head with everything that the adapter does to them."""
@@ -198,7 +200,24 @@ def _module_shapes(config: DecoderConfig) -> Mapping[str, tuple[int, int]]:
         for name, shape in tensor_shapes(config)
         if name.endswith(".weight") and len(shape) == 2
     }
+    for part, (whole, rows) in _fused(config).items():
+        shapes[whole] = (rows.stop, shapes.pop(part)[1])  # the last part ends where the whole does
     return {HEAD: (config.vocab_size, config.hidden_size), **shapes}
+
+
+def _fused(config: DecoderConfig) -> Mapping[str, tuple[str, slice]]:
+    """The modules that the base model has as rows of one, in order: the name of that, and which rows."""
+    rows = {name.removesuffix(".weight"): shape[0] for name, shape in tensor_shapes(config)}
+    result = {}
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for whole, parts in FUSED.get(config.family, {}).items():
+            first = 0
+            for part in parts:
+                count = rows[prefix + part]
+                result[prefix + part] = (prefix + whole, slice(first, first + count))
+                first += count
+    return result
 
 
 def _weights_file(path: Path) -> Path:
