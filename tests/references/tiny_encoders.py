@@ -41,8 +41,30 @@ _SMALL: dict[str, Any] = {
 _LABELS = {"id2label": {"0": "no", "1": "maybe", "2": "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
 
 
+_ROBERTA = {"type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
+_DISTILBERT = {
+    "model_type": "distilbert",
+    "architectures": ["DistilBertModel"],
+    "n_layers": 3,
+    "dim": 48,
+    "hidden_dim": 100,
+    "n_heads": 3,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+}
+_MODERNBERT = {
+    "num_hidden_layers": 4,
+    "local_attention": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
+
+
 def _case(model_type: str, architecture: str, **changes: Any) -> dict[str, Any]:
-    return {"model_type": model_type, "architectures": [architecture], **_SMALL, **changes}
+    return {**_SMALL, "model_type": model_type, "architectures": [architecture], **changes}
 
 
 CASES: Mapping[str, dict[str, Any]] = {
@@ -50,6 +72,37 @@ CASES: Mapping[str, dict[str, Any]] = {
     "bert_new_gelu": _case("bert", "BertModel", hidden_act="gelu_new", layer_norm_eps=1e-5),
     "bert_relu_one_type": _case("bert", "BertForMaskedLM", hidden_act="relu", type_vocab_size=1),
     "bert_scores": _case("bert", "BertForSequenceClassification", **_LABELS),
+    "roberta": _case("roberta", "RobertaModel", **_ROBERTA),
+    "roberta_scores": _case("roberta", "RobertaForSequenceClassification", **_ROBERTA, **_LABELS),
+    "xlm_roberta": _case("xlm-roberta", "XLMRobertaModel", **_ROBERTA),
+    "xlm_roberta_scores": _case("xlm-roberta", "XLMRobertaForSequenceClassification", **_ROBERTA, **_LABELS),
+    "distilbert": _DISTILBERT,
+    "distilbert_scores": {**_DISTILBERT, "architectures": ["DistilBertForSequenceClassification"], **_LABELS},
+    "mpnet": _case("mpnet", "MPNetModel", layer_norm_eps=1e-5),
+    "mpnet_scores": _case("mpnet", "MPNetForSequenceClassification", layer_norm_eps=1e-5, **_LABELS),
+    "modernbert": _case("modernbert", "ModernBertModel", **_MODERNBERT),
+    "modernbert_older_keys": _case(
+        "modernbert",
+        "ModernBertModel",
+        **{**_MODERNBERT, "num_hidden_layers": 5},
+        global_attn_every_n_layers=2,
+        global_rope_theta=5000.0,
+        local_rope_theta=100.0,
+        attention_bias=True,
+        mlp_bias=True,
+        norm_bias=True,
+    ),
+    "modernbert_scores": _case("modernbert", "ModernBertForSequenceClassification", **_MODERNBERT, **_LABELS),
+    "modernbert_scores_by_mean": _case(
+        "modernbert",
+        "ModernBertForSequenceClassification",
+        **_MODERNBERT,
+        **_LABELS,
+        classifier_pooling="mean",
+        classifier_bias=True,
+    ),
+    "nomic": _case("nomic_bert", "NomicBertModel"),
+    "nomic_scores": _case("nomic_bert", "NomicBertForSequenceClassification", **_LABELS),
 }
 """Contents of config.json."""
 

@@ -15,10 +15,12 @@ only attention works on padded rows, which are gathered for it and gathered back
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arriero.models.encoder import EncoderCheckpoint
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
@@ -51,6 +53,7 @@ class _Encoder:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.weights = weights
+        self._shared_bias = ""
 
     def build(self, progress: Callable[[int, int], None]) -> None:
         graph, config = self.graph, self.config
@@ -61,12 +64,24 @@ class _Encoder:
         states = self._norm("embeddings.norm", self._embeddings())
         for layer in range(config.num_layers):
             progress(layer, config.num_layers)
-            attended = self._attention(layer, states)
-            states = self._add_norm(f"layers.{layer}.attention.norm", states, attended)
-            states = self._add_norm(f"layers.{layer}.mlp.norm", states, self._mlp(layer, states))
+            states = (self._pre_norm_layer if config.pre_norm else self._post_norm_layer)(layer, states)
+        if config.pre_norm:
+            states = self._norm("final_norm", states)
         graph.node("Identity", [states], ["states"])
         graph.output("states", np.float32, ["tokens", config.hidden_size])
         progress(config.num_layers, config.num_layers)
+
+    def _post_norm_layer(self, layer: int, states: str) -> str:
+        graph, prefix = self.graph, f"layers.{layer}"
+        attended = graph.op("Add", [states, self._attention(layer, states)])
+        states = self._norm(f"{prefix}.attention.norm", attended)
+        return self._norm(f"{prefix}.mlp.norm", graph.op("Add", [states, self._mlp(layer, states)]))
+
+    def _pre_norm_layer(self, layer: int, states: str) -> str:
+        graph, prefix = self.graph, f"layers.{layer}"
+        normed = self._norm(f"{prefix}.attention.norm", states) if layer else states
+        states = graph.op("Add", [states, self._attention(layer, normed)])
+        return graph.op("Add", [states, self._mlp(layer, self._norm(f"{prefix}.mlp.norm", states))])
 
     def _embeddings(self) -> str:
         graph = self.graph
@@ -84,13 +99,17 @@ class _Encoder:
     def _attention(self, layer: int, states: str) -> str:
         graph, config = self.graph, self.config
         prefix = f"layers.{layer}.attention"
+        local = layer in config.local_layers
         qkv = self._linear(f"{prefix}.qkv", self._rows(states))
         padded = graph.op("Gather", [qkv, "places"], axis=0)
-        parts = [f"{prefix}.{part}" for part in ("queries", "keys", "values")]
-        graph.node("Split", [padded], parts, axis=2, num_outputs=3)
+        queries, keys, values = (f"{prefix}.{part}" for part in ("queries", "keys", "values"))
+        graph.node("Split", [padded], [queries, keys, values], axis=2, num_outputs=3)
+        if config.rope_theta:
+            theta = config.local_rope_theta if local else config.rope_theta
+            queries, keys = self._turned(queries, theta), self._turned(keys, theta)
         attended = graph.op(
             "MultiHeadAttention",
-            [*parts, "", "lengths"],
+            [queries, keys, values, "", "lengths", self._bias(local)],
             domain=CONTRIB,
             num_heads=config.num_heads,
             mask_filter_value=MASKED,
@@ -98,10 +117,48 @@ class _Encoder:
         flat = graph.op("Reshape", [attended], ints=[-1, config.hidden_size])
         return self._linear(f"{prefix}.output", self._rows(graph.op("Gather", [flat, "kept"], axis=0)))
 
+    def _turned(self, value: str, theta: float) -> str:
+        """Queries or keys with rotary positions; every padded row starts at position 0."""
+        size = self.config.head_dim
+        angles = np.arange(self.config.context)[:, None] * theta ** -(np.arange(0, size, 2) / size)
+        names = [
+            self.graph.shared(f"{function.__name__}.{theta}", function(angles).astype(np.float32))
+            for function in (np.cos, np.sin)
+        ]
+        return self.graph.op("RotaryEmbedding", [value, self.graph.ints(0), *names], domain=CONTRIB)
+
+    def _bias(self, local: bool) -> str:
+        """What is added to attention's scores by how far apart two tokens are, [1, heads or 1, length, length]."""
+        if self.config.relative_buckets:
+            by_distance = relative_biases(self.checkpoint.tensor("relative_bias.weight"), self.config.context)
+        elif local:
+            distances = np.arange(1 - self.config.context, self.config.context)
+            by_distance = np.where(abs(distances) <= self.config.local_reach, 0, MASKED)[None].astype(np.float32)
+        else:
+            return ""
+        if not self._shared_bias:
+            graph = self.graph
+            length = graph.op("Squeeze", [graph.op("Shape", ["places"], start=1, end=2)], ints=[0])
+            zero, one = (graph.shared(f"int_{value}", np.array(value)) for value in (0, 1))
+            columns = graph.op("Range", [zero, length, one])
+            farthest = graph.shared("farthest", np.array(self.config.context - 1))
+            shifted = graph.op("Add", [graph.op("Unsqueeze", [columns], ints=[0]), farthest])
+            apart = graph.op("Sub", [shifted, graph.op("Unsqueeze", [columns], ints=[1])])
+            table = graph.constant("bias_by_distance", by_distance)
+            found = graph.op("Gather", [table, apart], axis=1)
+            self._shared_bias = graph.op("Unsqueeze", [found], ints=[0])
+        return self._shared_bias
+
     def _mlp(self, layer: int, states: str) -> str:
+        graph, config = self.graph, self.config
         prefix = f"layers.{layer}.mlp"
         inner = self._linear(f"{prefix}.inner", self._rows(states))
-        active = self._activate(inner)
+        if config.gated:
+            activated, factor = f"{prefix}.activated", f"{prefix}.factor"
+            graph.node("Split", [inner], [activated, factor], axis=1, num_outputs=2)
+            active = graph.op("Mul", [self._activate(activated), factor])
+        else:
+            active = self._activate(inner)
         return self._linear(f"{prefix}.output", self._rows(active))
 
     def _activate(self, value: str) -> str:
@@ -121,16 +178,23 @@ class _Encoder:
         return self.weights.rows(self.graph, value, zero_points="zero_points")
 
     def _norm(self, name: str, value: str) -> str:
-        scale, shift = self._constant(f"{name}.weight"), self._constant(f"{name}.bias")
-        return self.graph.op("LayerNormalization", [value, scale, shift], epsilon=self.config.norm_epsilon)
-
-    def _add_norm(self, name: str, residual: str, branch: str) -> str:
-        return self.graph.op(
-            "SkipLayerNormalization",
-            [residual, branch, self._constant(f"{name}.weight"), self._constant(f"{name}.bias")],
-            domain=CONTRIB,
-            epsilon=self.config.norm_epsilon,
-        )
+        parts = [self._constant(f"{name}.{kind}") for kind in ("weight", "bias") if f"{name}.{kind}" in self.checkpoint]
+        return self.graph.op("LayerNormalization", [value, *parts], epsilon=self.config.norm_epsilon)
 
     def _constant(self, name: str) -> str:
         return self.graph.shared(name, self.checkpoint.tensor(name))
+
+
+def relative_biases(table: NDArray[np.float32], context: int) -> NDArray[np.float32]:
+    """MPNet's attention biases [heads, 2 * context - 1] by distance, from -(context - 1) on, of its table by bucket.
+
+    Half of the buckets are for tokens behind, half for those before; the first half of each for one distance each,
+    the others for distances up to 128 in steps that grow logarithmically (Raffel et al. 2020, T5).
+    """
+    distances = -np.arange(1 - context, context)
+    half = len(table) // 2
+    exact = half // 2
+    far = np.maximum(abs(distances), 1).astype(np.float32) / np.float32(exact)
+    steps = np.log(far) / np.float32(math.log(128 / exact)) * np.float32(half - exact)
+    buckets = np.where(abs(distances) < exact, abs(distances), np.minimum(exact + steps.astype(np.int64), half - 1))
+    return np.ascontiguousarray(table[buckets + np.where(distances < 0, half, 0)].T)
