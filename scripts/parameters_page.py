@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from arriero.api.encoding_parameters import ENDPOINTS, encoding_table
 from arriero.api.limits import LIMITED
 from arriero.api.objects import effect
 from arriero.api.parameters import ChatParameters, CompletionParameters, Parameter, StreamOptions, table
@@ -18,7 +19,7 @@ PLURALS = {
     "object": "objects",
     "array of integers": "arrays of integers",
 }
-MODELS = {"chat/completions": ChatParameters, "completions": CompletionParameters}
+MODELS = {"chat/completions": ChatParameters, "completions": CompletionParameters, **ENDPOINTS}
 
 HEAD = """\
 # Parameters of requests
@@ -72,7 +73,7 @@ def range_of(name: str, schema: dict[str, Any]) -> str:
     high = f"`{variable(LIMITED[name])}`" if name in LIMITED else bounds.get("maximum")
     if "maximum" in bounds and name in LIMITED:
         high = f"{bounds['maximum']} and {high}"
-    return f", {low} to {high}"
+    return f", {low}" if high is None else f", {low} to {high}"
 
 
 def default_of(parameter: Parameter, profile: Profile) -> str:
@@ -88,7 +89,7 @@ def default_of(parameter: Parameter, profile: Profile) -> str:
             value = None
         values[endpoint] = "" if value is None else f"`{json.dumps(value)}`"
     if parameter.name == "model":
-        return "the server's" if profile.alpaca else "required"
+        return "the server's" if profile.alpaca or set(parameter.endpoints) <= ENDPOINTS.keys() else "required"
     if parameter.field.is_required():
         return "required"
     if len(set(values.values())) == 1:
@@ -114,6 +115,8 @@ def row(parameter: Parameter) -> str:
         parameter.field.description or "",
         status,
     ]
+    if parameter.endpoints[0] in ENDPOINTS:
+        cells = [cells[0], cells[2], cells[3], *cells[5:]]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -123,9 +126,13 @@ def page() -> str:
         "|" + "---|" * 7,
     ]
     rows += [row(parameter) for parameter in table()]
+    encodings = []
+    for endpoint in ENDPOINTS:
+        encodings += [f"\n## `POST /v1/{endpoint}`\n", "| Parameter | Type and range | Default | Meaning | Here |"]
+        encodings += ["|" + "---|" * 5, *(row(parameter) for parameter in encoding_table(endpoint))]
     options = [f"- `{name}`: {field.description}" for name, field in StreamOptions.model_fields.items()]
     options[1] += " Refused unless it is null, false."
-    return HEAD + "\n".join(rows) + "\n\n## `stream_options`\n\n" + "\n".join(options) + "\n"
+    return HEAD + "\n".join(rows) + "\n\n## `stream_options`\n\n" + "\n".join([*options, *encodings]) + "\n"
 
 
 def main() -> None:

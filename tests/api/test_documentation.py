@@ -23,6 +23,9 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
     assert set(document["paths"]) == {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/score",
         "/tokenize",
         "/detokenize",
         "/v1/models",
@@ -38,7 +41,9 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
 
 async def test_the_examples_work(served: Any) -> None:
     document = (await served.client.get("/openapi.json")).json()
-    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+    posts = [path for path, methods in document["paths"].items() if "post" in methods]
+    assert len(posts) == 7
+    for path in posts:
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
         assert (await served.client.post(path, json=body)).status_code == 200
 

@@ -38,7 +38,7 @@ async def post():
         source_format="script",
         weights="none",
         invariant=True,
-        has_chat_template=True,
+        tasks=("completion", "chat"),
     )
     model = ServedModel(
         card=card,
@@ -104,3 +104,11 @@ async def test_a_continued_message_is_refused(post):
     answer = await post("/v1/chat/completions", messages=messages, continue_final_message=True)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "continue_final_message"
+
+
+async def test_it_gives_no_vectors_and_says_what_it_can_do(post):
+    answer = await post("/v1/embeddings", input="a")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "model")
+    assert "embeddings" in error["message"]
+    assert "completion, chat" in error["message"]

@@ -17,10 +17,11 @@ async def test_a_model_tells_about_itself(serve: Callable[..., Awaitable[Any]]) 
     Model.model_validate(body, strict=True)
     assert (body["object"], body["owned_by"]) == ("model", "arriero")
     assert body["card"]["context"] == body["context_length"] == 100
-    assert body["capabilities"] == ["completion", "chat"]
+    assert body["capabilities"] == ["completion", "chat", "embedding", "rerank", "score"]
     chat, completions = (body["supported_parameters"][each] for each in ("chat/completions", "completions"))
     assert {"messages", "temperature", "top_logprobs", "num_beams"} <= set(chat)
     assert {"prompt", "echo", "best_of"} <= set(completions)
+    assert {"input", "dimensions"} <= set(body["supported_parameters"]["embeddings"])
     assert not {"tools", "user", "suffix", "response_format"} & {*chat, *completions}
     assert body["card"]["invariant"] is True
 

@@ -14,10 +14,10 @@ import tokenizers
 from tokenizers.models import BPE
 
 from arriero.engine.local import LocalEngine
-from arriero.models.card import ModelCard
+from arriero.models.card import ModelCard, decoder_tasks
 from arriero.models.metadata import TextMetadata
 from arriero.models.tokenizer import Tokenizer
-from arriero.pool import ServedModel
+from arriero.pool import ServedModel, Vectors
 from arriero.runners.onnx import load_runner
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
@@ -67,7 +67,7 @@ def tiny_model(cache: Path, slots: int = 8, marks: Sequence[str] = ()) -> Served
             source_format="F32",
             weights="fp32",
             invariant=True,
-            has_chat_template=True,
+            tasks=decoder_tasks(chats=True, embeds=True),
         ),
         created=0,
         engine=LocalEngine(
@@ -79,4 +79,5 @@ def tiny_model(cache: Path, slots: int = 8, marks: Sequence[str] = ()) -> Served
         tokenizer=tokenizer,
         template=ChatTemplate(TEMPLATE, tokenizer),
         fingerprint="fp_tiny",
+        vectors=Vectors(width=config.hidden_size, normalise=True),
     )

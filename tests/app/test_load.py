@@ -94,7 +94,7 @@ def test_an_alpaca_model_has_its_template_and_name(directory: Path) -> None:
     (directory / "tokenizer_config.json").unlink()
     model = load(settings(directory, profile="alpaca"))
     assert model.name == "chinese-llama-alpaca"
-    assert model.card.tasks == ("completion", "chat")
+    assert model.card.tasks == ("completion", "chat", "embedding", "rerank", "score")
     assert model.template
     assert model.template.render([{"role": "user", "content": "Hi"}]).endswith("### Instruction:\nHi\n\n### Response: ")
 

@@ -1,4 +1,4 @@
-"""Every completion and chat command of the Chinese-LLaMA-Alpaca documentation, as printed but for the port."""
+"""Every command of the Chinese-LLaMA-Alpaca documentation, as printed but for the port."""
 
 import json
 import subprocess
@@ -47,6 +47,13 @@ curl http://localhost:19327/v1/chat/completions \
     "repetition_penalty": 1.0
   }'
 """  # noqa: W291
+EMBEDDING = r"""
+curl http://localhost:19327/v1/embeddings \
+  -H "Content-Type: application/json" \
+  -d '{
+    "input": "The weather is really nice today"
+  }'
+"""
 
 SCRIPT = [
     {"match": "capital of China", "reply": "The capital of China is Beijing."},
@@ -59,13 +66,13 @@ SCRIPT = [
 @pytest.fixture
 def run(go_live: Callable[..., Any]) -> Callable[[str], Any]:
     live = go_live(profile="alpaca", script=SCRIPT)
+    return lambda command: run_printed(live, command)
 
-    def run_printed(command: str) -> Any:
-        command = command.replace("http://localhost:19327", live.url).replace("curl ", "curl -sS ")
-        done = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=30)
-        return json.loads(done.stdout)
 
-    return run_printed
+def run_printed(live: Any, command: str) -> Any:
+    command = command.replace("http://localhost:19327", live.url).replace("curl ", "curl -sS ")
+    done = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, timeout=30)
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +98,20 @@ def test_chats(run: Callable[[str], Any], command: str, reply: int) -> None:
     said = [{"role": each["role"], "content": each["message"]} for each in asked]
     said.append({"role": "assistant", "content": SCRIPT[reply]["reply"]})
     assert body["choices"] == [{"index": index, "message": message} for index, message in enumerate(said)]
+
+
+def test_embeddings(run: Callable[[str], Any]) -> None:
+    body = run(EMBEDDING)
+    assert list(body) == ["object", "data", "model"]
+    assert (body["object"], body["model"]) == ("list", "chinese-llama-alpaca")
+    (data,) = body["data"]
+    assert list(data) == ["object", "embedding", "index"]
+    assert (data["object"], data["index"]) == ("embedding", 0)
+    assert sum(each * each for each in data["embedding"]) == pytest.approx(1)
+
+
+def test_embeddings_in_the_other_profile(go_live: Callable[..., Any]) -> None:
+    live = go_live()
+    body = run_printed(live, EMBEDDING)
+    assert list(body) == ["object", "data", "model", "usage"]
+    assert len(body["data"][0]["embedding"]) == live.model.vectors.width

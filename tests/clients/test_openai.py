@@ -50,6 +50,21 @@ def test_completion_streamed(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == ", there was a mule."
 
 
+def test_embeddings(client: openai.OpenAI) -> None:
+    """The client asks for base64 by itself, and decodes it."""
+    texts = ["A mule.", "A llama.", "A mule."]
+    answer = client.embeddings.create(model="scripted", input=texts, dimensions=8)
+    assert [each.index for each in answer.data] == [0, 1, 2]
+    assert answer.usage.total_tokens == len("".join(texts))
+    plain = client.embeddings.create(model="scripted", input=texts, dimensions=8, encoding_format="float")
+    for coded, each in zip(answer.data, plain.data, strict=True):
+        assert coded.embedding == pytest.approx(each.embedding)
+    assert answer.data[0].embedding == answer.data[2].embedding != answer.data[1].embedding
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="scripted", input="")
+    assert refused.value.param == "input"
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["scripted"]
     assert client.models.retrieve("scripted").owned_by == "arriero"
@@ -104,6 +119,13 @@ def test_an_engine_that_dies_in_mid_stream_is_an_error(go_live: Callable[..., An
         with pytest.raises(openai.APIError) as died:
             list(stream)
         assert died.value.code == "engine_died"
+
+
+async def test_embeddings_of_many_asynchronously(live: Any) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="EMPTY") as client:
+        tokens = [[place % 250, 7] for place in range(500)]
+        answer = await client.embeddings.create(model="scripted", input=tokens)
+        assert len(answer.data) == 500
 
 
 async def test_asynchronously(live: Any) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from arriero.models.architecture import DecoderConfig
-from arriero.models.card import ModelCard, num_parameters
+from arriero.models.card import decoder_tasks, num_parameters
 
 
 def test_parameters_of_a_known_model() -> None:
@@ -23,20 +23,7 @@ def test_parameters_of_a_known_model() -> None:
     assert num_parameters(config) == 134_515_008
 
 
-def test_a_model_without_a_chat_template_only_completes() -> None:
-    def card(has_chat_template: bool) -> ModelCard:
-        return ModelCard(
-            name="tiny",
-            source="/models/tiny.gguf",
-            family="llama",
-            parameters=1,
-            context=256,
-            vocab_size=48,
-            source_format="F32",
-            weights="fp32",
-            invariant=True,
-            has_chat_template=has_chat_template,
-        )
-
-    assert card(True).tasks == ("completion", "chat")
-    assert card(False).tasks == ("completion",)
+def test_a_decoder_can_be_asked_for_what_it_has() -> None:
+    assert decoder_tasks(chats=True, embeds=True) == ("completion", "chat", "embedding", "rerank", "score")
+    assert decoder_tasks(chats=False, embeds=True) == ("completion", "embedding", "rerank", "score")
+    assert decoder_tasks(chats=False, embeds=False) == ("completion",)

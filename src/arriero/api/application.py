@@ -14,10 +14,13 @@ from arriero import __version__
 from arriero.api.chat import chat_routes
 from arriero.api.completions import completion_routes
 from arriero.api.documentation import document, documentation_routes
+from arriero.api.embeddings import embedding_routes
+from arriero.api.encoding_parameters import ENDPOINTS
 from arriero.api.generation import Delivery
 from arriero.api.health import health_routes
 from arriero.api.models import model_routes
 from arriero.api.parameters import ChatParameters, CompletionParameters
+from arriero.api.rerank import rerank_routes
 from arriero.api.schemas import ChatCompletionChunk
 from arriero.api.tokens import DetokenizeParameters, TokenizeParameters, token_routes
 from arriero.errors import ArrieroError
@@ -43,6 +46,8 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     routers = [
         chat_routes(pool, delivery),
         completion_routes(pool, delivery),
+        embedding_routes(pool, delivery),
+        rerank_routes(pool, delivery),
         token_routes(pool, delivery),
         model_routes(pool),
         health_routes(pool),
@@ -52,7 +57,7 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     app.include_router(documentation_routes(app.title))
     document(
         app,
-        taken=[ChatParameters, CompletionParameters, TokenizeParameters, DetokenizeParameters],
+        taken=[ChatParameters, CompletionParameters, *ENDPOINTS.values(), TokenizeParameters, DetokenizeParameters],
         given=[ChatCompletionChunk],
     )
     app.add_exception_handler(ArrieroError, _answer_error)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
-from arriero.api.generation import Delivery, apart_if_long, find_model, respond
+from arriero.api.generation import Delivery, apart_if_long, find_model, require, respond
 from arriero.api.logprobs import chat_logprobs, prompt_table
 from arriero.api.messages import template_fields
 from arriero.api.parameters import ChatParameters
@@ -46,7 +46,7 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         parameters, ignored = await read_parameters(
             request, ChatParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
         )
-        model = find_model(pool, parameters.model, profile, ignored)
+        model = require(find_model(pool, parameters.model, profile, ignored), "completion")
         check(parameters, limits)
         messages = template_fields(parameters.messages)
         generation = generation_request(

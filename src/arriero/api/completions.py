@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
-from arriero.api.generation import Delivery, apart_if_long, find_model, respond
+from arriero.api.generation import Delivery, apart_if_long, find_model, require, respond
 from arriero.api.logprobs import AnswerOffsets, TextLogprobs, prompt_table, prompt_text_logprobs
 from arriero.api.parameters import CompletionParameters
 from arriero.api.profile import Profile
@@ -42,7 +42,7 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
         parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, defaults)
-        model = find_model(pool, parameters.model, profile, ignored)
+        model = require(find_model(pool, parameters.model, profile, ignored), "completion")
         check(parameters, limits)
         infill = _infill(model, parameters)
         prompts = _prompts(parameters)

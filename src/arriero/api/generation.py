@@ -20,6 +20,7 @@ from arriero.api.profile import OPENAI, Profile
 from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest, UnknownModel
+from arriero.models.card import Task
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.stream import Delta, Ended, stream_text
@@ -27,6 +28,13 @@ from arriero.wire.headers import IGNORED, ignored_header
 from arriero.wire.sse import EventStream, while_connected
 
 T = TypeVar("T")
+_NAMES: dict[Task, str] = {
+    "completion": "completions",
+    "chat": "chat",
+    "embedding": "embeddings",
+    "rerank": "reranking",
+    "score": "scores",
+}
 LONG_TEXT = 20_000
 """Characters; a millisecond or so of tokenizing."""
 
@@ -56,6 +64,18 @@ def find_model(pool: Pool, name: str, profile: Profile, ignored: list[str]) -> S
             raise
         ignored.append("model")
         return pool.list()[0]
+
+
+def require(model: ServedModel, task: Task) -> ServedModel:
+    """The model itself, if it can do what is asked for; raises `InvalidRequest` saying what it can do."""
+    if task in model.card.tasks:
+        return model
+    able = ", ".join(model.card.tasks)
+    raise InvalidRequest(
+        f"The model '{model.name}' cannot be asked for {_NAMES[task]}; it can do: {able}.",
+        param="model",
+        code="unsupported_task",
+    )
 
 
 async def apart_if_long(size: int, work: Callable[[], T]) -> T:

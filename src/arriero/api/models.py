@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from arriero.api.documentation import ERRORS
+from arriero.api.encoding_parameters import ENDPOINTS, encoding_table
 from arriero.api.parameters import Parameter, table
 from arriero.api.request import NOT_FOR_ENCODER_DECODERS
 from arriero.api.schemas import Model, ModelList
@@ -16,6 +17,7 @@ from arriero.text.infill import infill_of
 OWNER = "arriero"
 _ENDPOINTS = {"chat/completions": "chat", "completions": "completion"}
 """Endpoints, and the capability that a model needs for each."""
+_ENCODING_TASKS = {"embeddings": "embedding", "rerank": "rerank", "score": "score"}
 
 
 def model_routes(pool: Pool) -> APIRouter:
@@ -55,6 +57,11 @@ def _describe(model: ServedModel) -> dict[str, Any]:
             endpoint: [row.name for row in table() if endpoint in row.endpoints and row.mark is None and usable(row)]
             for endpoint in _ENDPOINTS
             if _ENDPOINTS[endpoint] in capabilities
+        }
+        | {
+            endpoint: [row.name for row in encoding_table(endpoint) if row.mark is None]
+            for endpoint in ENDPOINTS
+            if _ENCODING_TASKS[endpoint] in capabilities
         },
         "card": {
             "context": model.engine.context,

@@ -21,7 +21,7 @@ def check(parameters: GenerationParameters, limits: Limits) -> None:
     names = ("min_tokens", "n", "num_beams", "prompt_logprobs")
     limits.check(**{name: getattr(parameters, name) for name in names})
     if parameters.prompt_logprobs is not None and parameters.stream:
-        raise _excluded("prompt_logprobs", "stream")
+        raise excluded("prompt_logprobs", "stream")
     if parameters.num_beams > 1 and parameters.n > parameters.num_beams:
         raise above("n", parameters.num_beams)
     if isinstance(parameters, ChatParameters):
@@ -37,7 +37,7 @@ def _check_chat(parameters: ChatParameters, limits: Limits) -> None:
         top_logprobs=parameters.top_logprobs,
     )
     if parameters.max_tokens is not None and parameters.max_completion_tokens is not None:
-        raise _excluded("max_tokens", "max_completion_tokens")
+        raise excluded("max_tokens", "max_completion_tokens")
     if parameters.top_logprobs and not parameters.logprobs:
         raise InvalidRequest(
             "Invalid 'top_logprobs': it needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value"
@@ -64,7 +64,7 @@ class Conversation(Protocol):
 def check_conversation(parameters: Conversation) -> None:
     """Raise `InvalidRequest` for what excludes each other."""
     if parameters.continue_final_message and parameters.add_generation_prompt:
-        raise _excluded("continue_final_message", "add_generation_prompt")
+        raise excluded("continue_final_message", "add_generation_prompt")
     for name in ("messages", "add_generation_prompt", "continue_final_message", "self"):
         if name in parameters.chat_template_kwargs:
             raise InvalidRequest(
@@ -77,7 +77,7 @@ def check_conversation(parameters: Conversation) -> None:
 def _check_completion(parameters: CompletionParameters, limits: Limits) -> None:
     limits.check(max_tokens=parameters.max_tokens, best_of=parameters.best_of, logprobs=parameters.logprobs)
     if parameters.suffix and parameters.echo:
-        raise _excluded("echo", "suffix")
+        raise excluded("echo", "suffix")
     if parameters.best_of is None or parameters.best_of == parameters.n == 1:
         return
     if parameters.best_of < parameters.n:
@@ -87,12 +87,13 @@ def _check_completion(parameters: CompletionParameters, limits: Limits) -> None:
             code="integer_below_min_value",
         )
     if parameters.stream:
-        raise _excluded("best_of", "stream")
+        raise excluded("best_of", "stream")
     if parameters.num_beams > 1:
-        raise _excluded("best_of", "num_beams")
+        raise excluded("best_of", "num_beams")
 
 
-def _excluded(name: str, other: str) -> InvalidRequest:
+def excluded(name: str, other: str) -> InvalidRequest:
+    """The error for two parameters that cannot go together."""
     return InvalidRequest(
         f"Setting '{name}' and '{other}' at the same time is not supported.", param=name, code="invalid_value"
     )

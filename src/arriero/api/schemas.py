@@ -185,6 +185,73 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class EncodingUsage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    """The vector of one input."""
+
+    object: Literal["embedding"]
+    embedding: list[float] | str = Field(description="Numbers, or base64 where asked for.")
+    index: int
+
+
+class Embeddings(BaseModel):
+    """The answer of `POST /v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[Embedding] = Field(description="In the order of the inputs.")
+    model: str
+    usage: EncodingUsage | None = Field(None, description="Not in the profile alpaca.")
+
+
+class Document(BaseModel):
+    """A document that was compared."""
+
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """How relevant a document is."""
+
+    index: int = Field(description="Its place in the request.")
+    relevance_score: float = Field(description="Of a classification head: mostly 0 to 1; of vectors: their cosine.")
+    document: Document | None = Field(None, description="Where asked for.")
+
+
+class Reranking(BaseModel):
+    """The answer of `POST /v1/rerank`."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RankedDocument] = Field(description="The most relevant first.")
+    usage: EncodingUsage
+
+
+class Score(BaseModel):
+    """How near the texts of a pair are."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(BaseModel):
+    """The answer of `POST /v1/score`."""
+
+    id: str
+    object: Literal["list"]
+    created: int = Field(description="Seconds since the epoch.")
+    model: str
+    data: list[Score]
+    usage: EncodingUsage
+
+
 class Tokenized(BaseModel):
     """A text in tokens."""
 

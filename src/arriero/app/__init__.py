@@ -20,7 +20,7 @@ from arriero.config import Settings
 from arriero.errors import ConfigError
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
-from arriero.models.card import ModelCard, num_parameters
+from arriero.models.card import ModelCard, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.download import Progress
 from arriero.models.metadata import read_text_metadata
@@ -71,9 +71,11 @@ def create_app(settings: Settings, model: ServedModel) -> Application:
 
 def _as_alpaca(model: ServedModel) -> ServedModel:
     """The same model, asked as Alpaca models are asked."""
+    if "completion" not in model.card.tasks:
+        return model
     return replace(
         model,
-        card=replace(model.card, has_chat_template=True),
+        card=replace(model.card, tasks=tuple(dict.fromkeys(("completion", "chat", *model.card.tasks)))),
         template=alpaca.chat_template(model.tokenizer),
         fingerprint=fingerprint_of(model.fingerprint, "alpaca"),
     )
@@ -127,7 +129,7 @@ def _onnx_model(
         source_format=checkpoint.source_format,
         weights=weights,
         invariant=runner.info.invariant,
-        has_chat_template=template is not None,
+        tasks=decoder_tasks(chats=template is not None, embeds=bool(runner.info.hidden_size)),
         engine="onnx",
         engine_reason=choice.reason,
     )

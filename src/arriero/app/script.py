@@ -22,16 +22,18 @@ from arriero import __version__
 from arriero.config import Settings
 from arriero.engine.local import LocalEngine
 from arriero.errors import ConfigError
-from arriero.models.card import ModelCard
+from arriero.models.card import ModelCard, decoder_tasks
 from arriero.models.metadata import TextMetadata
 from arriero.models.tokenizer import Tokenizer
-from arriero.pool import ServedModel
+from arriero.pool import ServedModel, Vectors
 from arriero.runners.scripted import ScriptedRunner
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
 
 NAME = "scripted"
 CONTEXT = 32_768
+WIDTH = 16
+"""Elements of its embeddings, which tell little more than which bytes a text has."""
 
 _TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
 _TEMPLATE = (
@@ -73,6 +75,7 @@ def scripted_model(settings: Settings) -> ServedModel:
             end_token_id=end,
             reply=reply,
             pace=1 / settings.pace if settings.pace else 0.0,
+            hidden_size=WIDTH,
         )
 
     return ServedModel(
@@ -86,7 +89,7 @@ def scripted_model(settings: Settings) -> ServedModel:
             source_format="script",
             weights="none",
             invariant=True,
-            has_chat_template=True,
+            tasks=decoder_tasks(chats=True, embeds=True),
         ),
         created=int(time.time()),
         engine=LocalEngine(
@@ -97,6 +100,7 @@ def scripted_model(settings: Settings) -> ServedModel:
         ),
         tokenizer=tokenizer,
         template=ChatTemplate(_TEMPLATE, tokenizer),
+        vectors=Vectors(width=WIDTH, normalise=True),
         fingerprint=f"fp_{NAME}_{hashlib.sha256(repr((__version__, rules)).encode()).hexdigest()[:10]}",
     )
 

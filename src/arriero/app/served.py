@@ -13,7 +13,7 @@ from arriero.engine.local import LocalEngine
 from arriero.machine import available_memory
 from arriero.models.card import ModelCard
 from arriero.models.tokenizer import Tokenizer
-from arriero.pool import ServedModel
+from arriero.pool import ServedModel, Vectors
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
 
@@ -48,6 +48,7 @@ def serve_runner(
         tokenizer=tokenizer,
         template=template,
         fingerprint=fingerprint,
+        vectors=Vectors(width=runner.info.hidden_size, normalise=True),
     )
 
 

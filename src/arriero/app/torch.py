@@ -11,7 +11,7 @@ from arriero.app.engines import Choice, require_torch
 from arriero.app.served import fingerprint_of, serve_runner, vocabulary_digest
 from arriero.config import Settings
 from arriero.machine import physical_cores
-from arriero.models.card import ModelCard
+from arriero.models.card import ModelCard, decoder_tasks
 from arriero.models.metadata import read_text_metadata
 from arriero.models.resolve import Resolved
 from arriero.models.tokenizer import load_tokenizer
@@ -55,7 +55,7 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         source_format=loaded.source_format,
         weights=loaded.weights,
         invariant=loaded.runner.info.invariant,
-        has_chat_template=chat is not None,
+        tasks=decoder_tasks(chats=chat is not None, embeds=bool(loaded.runner.info.hidden_size)),
         engine="torch",
         engine_reason=choice.reason,
         batched=loaded.batched,

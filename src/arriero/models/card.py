@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from arriero.models.architecture import DecoderConfig
 from arriero.models.layout import tensor_shapes
+
+Task = Literal["completion", "chat", "embedding", "rerank", "score"]
+VECTOR_TASKS: tuple[Task, ...] = ("embedding", "rerank", "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,8 @@ class ModelCard:
     """How they are computed with: `fp32`, `bf16`, `fp16`, `int8` or `int4`."""
     invariant: bool
     """True when an answer does not depend on what else runs."""
-    has_chat_template: bool
+    tasks: tuple[Task, ...]
+    """What the model can be asked for."""
     engine: str = "onnx"
     """`onnx`, `torch` or `scripted`."""
     engine_reason: str = ""
@@ -36,10 +41,11 @@ class ModelCard:
     batched: bool = True
     """False where answers are computed one after the other, because the model knows no other way."""
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """What the model can be asked for."""
-        return ("completion", "chat") if self.has_chat_template else ("completion",)
+
+def decoder_tasks(*, chats: bool, embeds: bool) -> tuple[Task, ...]:
+    """What a decoder can be asked for; what embeds can also tell how near texts are."""
+    tasks: tuple[Task, ...] = ("completion", "chat") if chats else ("completion",)
+    return (*tasks, *VECTOR_TASKS) if embeds else tasks
 
 
 def num_parameters(config: DecoderConfig) -> int:

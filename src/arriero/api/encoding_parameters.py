@@ -1,0 +1,99 @@
+"""Parameters of the requests for vectors and scores, declared as `arriero.api.parameters` does for answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from arriero.api.objects import JSONObject, ignored, marks
+from arriero.api.parameters import Parameter, TokenIds
+
+_MODEL = "Id of the model. Left out: the server's first."
+_TRUNCATE = "Cut what is longer than the model's context. Left out: refuse it. An extension."
+
+
+def _check_input(value: Any, handler: Callable[[Any], Any]) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:  # pydantic would report every kind of input that it is not
+        raise PydanticCustomError(
+            "prompt_type",
+            "Invalid type for 'input': expected a string, an array of strings, an array of token ids, "
+            "or an array of arrays of token ids.",
+        ) from None
+
+
+class EmbeddingParameters(JSONObject):
+    """The body of `POST /v1/embeddings`."""
+
+    model: str = Field(description=_MODEL)
+    input: Annotated[
+        str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
+        WrapValidator(_check_input),
+    ] = Field(description="One input or up to 2048, each as text or as token ids.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Vectors as arrays of numbers, or as little-endian float32 in base64."
+    )
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="Give only so many elements of each vector, divided by their length; at most the model's width.",
+    )
+    truncate: bool = Field(False, description=_TRUNCATE)
+    prompt_name: str | None = Field(
+        None, description="Put the model's prompt of this name before each text. An extension."
+    )
+    input_type: Literal["query", "document", "passage"] | None = Field(
+        None, description="Put the model's prompt for such texts before each, if it has one. An extension."
+    )
+    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
+
+
+class TextDocument(JSONObject):
+    """A document of a rerank request."""
+
+    text: str = Field(description="What it says.")
+
+
+class RerankParameters(JSONObject):
+    """The body of `POST /v1/rerank`."""
+
+    model: str = Field(description=_MODEL)
+    query: str = Field(min_length=1, description="What the documents are compared with.")
+    documents: Annotated[list[str | TextDocument], Field(fail_fast=True)] = Field(
+        min_length=1, max_length=2048, description='Texts, or objects with a "text".'
+    )
+    top_n: int | None = Field(None, ge=1, description="Return only so many of the most relevant; left out: all.")
+    return_documents: bool = Field(False, description="Give the texts back beside their scores.")
+    truncate: bool = Field(False, description=_TRUNCATE)
+    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
+
+
+Texts = str | Annotated[list[str], Field(min_length=1, max_length=2048, fail_fast=True)]
+
+
+class ScoreParameters(JSONObject):
+    """The body of `POST /v1/score`, as in vLLM."""
+
+    model: str = Field(description=_MODEL)
+    text_1: Texts = Field(description="A text, or as many as `text_2` has.")
+    text_2: Texts = Field(description="A text, or several, each compared with its counterpart or with the one.")
+    truncate: bool = Field(False, description=_TRUNCATE)
+    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
+
+
+ENDPOINTS: Mapping[str, type[JSONObject]] = {
+    "embeddings": EmbeddingParameters,
+    "rerank": RerankParameters,
+    "score": ScoreParameters,
+}
+
+
+def encoding_table(endpoint: str) -> Iterator[Parameter]:
+    """Every parameter of one of `ENDPOINTS`, in the order of its declaration."""
+    model = ENDPOINTS[endpoint]
+    for name, field in model.model_fields.items():
+        yield Parameter(name, (endpoint,), field, marks(model).get(name))
