@@ -204,7 +204,7 @@ def test_a_damaged_tokenizer_file_is_named(change, complaint, vocabularies, tmp_
 
 def test_a_directory_without_tokenizer_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match=r"has neither tokenizer\.json"):
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 

@@ -12,6 +12,7 @@ from arriero.core import Runner, RunnerInfo
 from arriero.engine.local import LocalEngine
 from arriero.machine import available_memory
 from arriero.models.card import ModelCard
+from arriero.models.slow_tokenizers import TOKENIZER_FILES
 from arriero.models.tokenizer import Tokenizer
 from arriero.pool import ServedModel, Vectors
 from arriero.text.chat import ChatTemplate
@@ -61,8 +62,9 @@ def _token_budget(info: RunnerInfo, memory: int) -> int:
 
 def vocabulary_digest(path: Path) -> str:
     """The tokenizer of a directory, which the checkpoint's identity does not cover; a GGUF file holds its own."""
-    file = path / "tokenizer.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    files = [path / name for name in ("tokenizer.json", *TOKENIZER_FILES)]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file()))
+    return digest.hexdigest() if path.is_dir() else ""
 
 
 def fingerprint_of(*facts: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 from arriero.errors import ModelLoadError
 from arriero.models.pre_tokenizers import PRE_TOKENIZERS
-from arriero.models.tokenizer_json import SPACE, added_token, sequence_marks
+from arriero.models.sentencepiece_file import SPACE
+from arriero.models.tokenizer_json import added_token, sequence_marks
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}

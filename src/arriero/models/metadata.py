@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from arriero.errors import ModelLoadError
 from arriero.models.gguf_file import read_metadata
 from arriero.models.json_files import read_json
+from arriero.models.slow_tokenizers import has_slow_tokenizer, slow_tokenizer
 
 Value = TypeVar("Value")
 
@@ -88,13 +89,14 @@ def _adds_bos(fields: Mapping[str, Any]) -> bool:
 
 
 def _from_directory(path: Path) -> TextMetadata:
-    config = read_json(path / "config.json")
+    config = _read_optional(path / "config.json")  # a directory may hold a tokenizer and nothing else
     generation = _read_optional(path / "generation_config.json")
     tokenizer_config = _read_optional(path / "tokenizer_config.json")
-    special = _special_tokens(path, tokenizer_config)
+    slow = slow_tokenizer(path) if has_slow_tokenizer(path) else None
+    special = _special_tokens(path, tokenizer_config, slow.special_tokens if slow else {})
     bos = generation.get("bos_token_id", config.get("bos_token_id"))
     ends = _ids(path / "config.json", config) | _ids(path / "generation_config.json", generation)
-    known_ids = _added_token_ids(path) if special else {}
+    known_ids = {} if not special else slow.ids if slow else _added_token_ids(path)
     if special.get("eos_token") in known_ids:
         ends.add(known_ids[special["eos_token"]])
     return TextMetadata(
@@ -107,12 +109,12 @@ def _from_directory(path: Path) -> TextMetadata:
     )
 
 
-def _special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(path: Path, tokenizer_config: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, str]:
     """tokenizer_config.json says it, or the older special_tokens_map.json; a token is a text or an object with one."""
     older = _read_optional(path / "special_tokens_map.json")
     texts = {}
     for name in _SPECIAL_TOKENS:
-        value = tokenizer_config.get(name, older.get(name))
+        value = tokenizer_config.get(name, older.get(name, defaults.get(name)))
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str):
             texts[name] = text

@@ -16,7 +16,8 @@ from arriero.errors import InvalidRequest, ModelLoadError
 from arriero.models.gguf_file import read_metadata
 from arriero.models.gguf_vocabulary import gguf_document
 from arriero.models.metadata import TextMetadata, read_text_metadata
-from arriero.models.tokenizer_json import SPACE, directory_document
+from arriero.models.sentencepiece_file import SPACE
+from arriero.models.tokenizer_json import directory_document
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _LONG_TEXT = 10_000

@@ -11,14 +11,13 @@ from typing import Any
 
 from arriero.errors import ModelLoadError
 from arriero.models.json_files import read_json
-
-SPACE = "▁"
-"""What SentencePiece vocabularies write for a space."""
+from arriero.models.slow_tokenizers import has_slow_tokenizer, slow_tokenizer
 
 
 def directory_document(path: Path, special_tokens: Mapping[str, str]) -> dict[str, Any]:
     """The tokenizer.json of a Hugging Face directory, with what the files beside it change about it.
 
+    Where there is none, it is what the older files beside the weights say.
     As in transformers: named special tokens are special whatever the file says of them, and `add_bos_token` or
     `add_eos_token`, where present, decide alone what is put around a text. Raises `ModelLoadError`.
     """
@@ -27,10 +26,12 @@ def directory_document(path: Path, special_tokens: Mapping[str, str]) -> dict[st
     settings = read_json(settings_file) if settings_file.exists() else {}
     if file.exists():
         document = read_json(file)
-    elif (path / "vocab.txt").exists():
+    elif (path / "vocab.txt").exists() and not has_slow_tokenizer(path):
         document = _word_piece(path / "vocab.txt", settings, special_tokens)
     else:
-        raise ModelLoadError(f"{path}: has neither tokenizer.json nor vocab.txt; other tokenizer files are not read.")
+        slow = slow_tokenizer(path)
+        document = slow.document
+        settings = {**slow.marks, **{name: value for name, value in settings.items() if value is not None}}
     pooled_file = path / "sentence_bert_config.json"
     if pooled_file.exists() and read_json(pooled_file).get("do_lower_case") is True:
         normalizers = [{"type": "Lowercase"}, *filter(None, [document.get("normalizer")])]
