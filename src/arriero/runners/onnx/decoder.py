@@ -155,7 +155,7 @@ class _Decoder:
         graph, config = self.graph, self.config
         prefix = f"model.layers.{layer}.self_attn"
         parts = [f"{prefix}.{part}_proj" for part in "qkv"]
-        rows = self.weights.rows(graph, normed, zero_points="zero_points")
+        rows = self.weights.rows(graph, normed, zero_points="zero_points", normed=True)
         qkv = linear(
             graph,
             self.weights,
@@ -219,7 +219,7 @@ class _Decoder:
     def _mlp(self, layer: int, normed: str) -> str:
         graph = self.graph
         prefix = f"model.layers.{layer}.mlp"
-        rows = self.weights.rows(graph, normed, zero_points="zero_points")
+        rows = self.weights.rows(graph, normed, zero_points="zero_points", normed=True)
         gate = self._layer(f"{prefix}.gate_proj", rows)
         if self.config.mlp_bias:
             gate = self._bias(f"{prefix}.gate_proj.bias", gate)
@@ -272,7 +272,7 @@ def add_head(
     output = f"logits{suffix}"
     chosen = graph.input(f"{output}.rows", np.int64, [f"{output}.rows"])
     value, zero_points = (graph.op("Gather", [each, chosen], axis=0) for each in (NORMED, "zero_points"))
-    rows = weights.rows(graph, value, zero_points=zero_points)
+    rows = weights.rows(graph, value, zero_points=zero_points, normed=config.logits_scale == 1)
     logits = linear(graph, weights, rows, HEAD_WEIGHT + suffix, vectors)
     if config.logits_softcap is not None:
         bounded = graph.op("Tanh", [scaled(graph, logits, 1 / config.logits_softcap)])

@@ -23,6 +23,9 @@ WeightFormat = Literal["fp32", "int8", "int4"]
 
 ZERO_POINT = 128
 """Of int8 activations, which are unsigned."""
+ZERO = np.array(ZERO_POINT, np.uint8)
+EVEN_REACH = 4.0
+"""The largest magnitude that even rows keep, in standard deviations: about the best for 8 bits and normal values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Rows:
     """The float32 rows that were made ready."""
     original_scale: str | None
     """What those lacked."""
+    step: float = 1.0
+    """What the integers count in, where it is the same for all rows; products take it in."""
 
 
 class Format(Protocol):
@@ -54,8 +59,13 @@ class Format(Protocol):
         """What the vocabulary projection is computed with."""
         ...
 
-    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
-        """Make float rows ready to be multiplied; `scale` is a factor [rows, 1] that they still lack."""
+    def rows(
+        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+    ) -> Rows:
+        """Make float rows ready to be multiplied; `scale` is a factor [rows, 1] that they still lack.
+
+        `normed` rows come as a norm leaves them, with a mean square of 1.
+        """
         ...
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
@@ -90,7 +100,9 @@ class Fp32:
         """What the vocabulary projection is computed with."""
         return self
 
-    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
+    def rows(
+        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+    ) -> Rows:
         """Rows as they are."""
         return Rows(value, scale, value, scale)
 
@@ -110,17 +122,28 @@ class Int8:
     smooth = True
     invariant = True
 
-    def __init__(self, *, signed_weights: bool) -> None:
-        self.variant = f"int8-{'signed' if signed_weights else 'unsigned'}"
+    def __init__(self, *, signed_weights: bool, even: bool = False) -> None:
+        """`even` says that the channels of normed rows are all alike: the model is in rotated coordinates."""
+        self.variant = f"int8-{'signed' if signed_weights else 'unsigned'}{'-even' if even else ''}"
         self.signed_weights = signed_weights
+        self.even = even
 
     @property
     def head(self) -> Format:
         """What the vocabulary projection is computed with."""
         return self
 
-    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
-        """Quantise each row to its own range; `zero_points` names uint8 [rows], 128 each."""
+    def rows(
+        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+    ) -> Rows:
+        """Quantise each row to its own range; `zero_points` names uint8 [rows], 128 each.
+
+        Even rows need no range of their own, which spares the operators that find it and put it back.
+        """
+        if normed and self.even:
+            even_step = np.array(EVEN_REACH / 127, np.float32)
+            constants = [graph.shared("even_step", even_step), graph.shared("zero_point", ZERO)]
+            return Rows(graph.op("QuantizeLinear", [value, *constants]), scale, value, scale, float(even_step))
         largest = graph.op("ReduceMax", [graph.op("Abs", [value])], ints=[1], keepdims=1)
         step = graph.op("Mul", [largest, graph.shared("int8_range", np.array(1 / 127, np.float32))])
         # A row of zeros has step 0: it is quantised to some integers, and those times 0 are 0 again.
@@ -141,8 +164,8 @@ class Int8:
                 rows.value,
                 graph.constant(f"{name}.integers", np.ascontiguousarray(stored.T)),
                 graph.shared("one", np.array(1, np.float32)),
-                graph.constant(f"{name}.scale", scale.astype(np.float32)),
-                graph.shared("zero_point", np.array(ZERO_POINT, np.uint8)),
+                graph.constant(f"{name}.scale", (scale * np.float32(rows.step)).astype(np.float32)),
+                graph.shared("zero_point", ZERO),
                 graph.shared("weight_zero_point", np.array(zero_point)),
             ],
             domain=CONTRIB,
@@ -170,7 +193,9 @@ class Blockwise:
         """What the vocabulary projection is computed with."""
         return Blockwise(bits=8, block=self.block)
 
-    def rows(self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "") -> Rows:
+    def rows(
+        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+    ) -> Rows:
         """Rows as they are; the kernel quantises them."""
         return Rows(value, scale, value, scale)
 

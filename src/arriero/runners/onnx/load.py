@@ -18,7 +18,7 @@ from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat
 from arriero.runners.onnx.probe import products_keep_to_their_rows, signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
-from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe
+from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe, rotates
 
 HEAD_MULTIPLE = 16
 _REACH_FILE = "reach.npy"
@@ -50,7 +50,7 @@ def load_runner(
         ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
     """
     check_heads(checkpoint.config)
-    form = _format(weights)
+    form = _format(weights, checkpoint.config)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
     if form.smooth:
         key["calibration"] = " ".join(map(str, calibration))
@@ -102,9 +102,9 @@ def _reach(directory: Path) -> list[NDArray[np.float32]] | None:
     return list(np.load(file)) if file.exists() else None
 
 
-def _format(weights: WeightFormat) -> Format:
+def _format(weights: WeightFormat, config: DecoderConfig) -> Format:
     if weights == "fp32":
         return Fp32()
     if weights == "int4":
         return Blockwise()
-    return Int8(signed_weights=signed_weights_are_exact())
+    return Int8(signed_weights=signed_weights_are_exact(), even=rotates(config))

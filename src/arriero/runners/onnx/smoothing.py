@@ -46,7 +46,7 @@ class SmoothedCheckpoint:
         self._original = original
         self._reach = reach
         self._known_factors: dict[str, NDArray[np.float32]] = {}
-        self._rotates = original.config.norms == PRE_NORMS
+        self._rotates = rotates(original.config)
         self.identity = original.identity
 
     @cached_property
@@ -139,6 +139,11 @@ class SmoothedAdapter(SmoothedCheckpoint):
         """See `Adapter.delta`."""
         delta = self._adapter.delta(module)
         return None if delta is None else Delta(self._into(module, delta.into), self._out(module, delta.out))
+
+
+def rotates(config: DecoderConfig) -> bool:
+    """Whether a model's stream can be rotated."""
+    return config.norms == PRE_NORMS
 
 
 def observe(directory: Path, config: DecoderConfig, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
