@@ -63,6 +63,21 @@ class Settings(BaseModel):
     model_name: str | None = _setting(
         "Model", None, "Id that the API shows; left out: the catalog name or the file's name.", min_length=1
     )
+    base_model: str | None = _setting("Model", None, "The same as MODEL, to be given instead of it.", min_length=1)
+    lora_model: str | None = _setting(
+        "Model", None, "LoRA adapter in PEFT's format, directory or hub id; the model is served with it.", min_length=1
+    )
+    tokenizer_path: FilePath | None = _setting(
+        "Model", None, "Directory of the tokenizer; left out: the LoRA adapter's if it brings one, else the model's."
+    )
+    lora: dict[str, str] = _setting(
+        "Model",
+        dict,
+        "NAME=ADAPTER: a LoRA adapter that answers under a name of its own beside the model; may be given often. "
+        "In the environment with commas between them, in the file a table.",
+        examples=["alice=path/or/hub-id"],
+    )
+    load_in_8bit: bool = _setting("Model", False, "The same as --weights int8.")
     weights: Literal["auto", "int8", "int4", "fp32", "bf16", "fp16"] = _setting(
         "Model",
         "auto",
@@ -100,6 +115,7 @@ class Settings(BaseModel):
         "auto",
         "What computes the answers; auto: onnx where it can, torch where it must; scripted: replies without a model.",
     )
+    only_cpu: bool = _setting("Engine", False, "The same as --gpus none.")
     gpus: str | None = _setting(
         "Engine",
         None,
@@ -159,6 +175,44 @@ class Settings(BaseModel):
             raise ValueError("not a truth value")
         return value
 
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _read_pairs(cls, value: object) -> object:
+        """From flags come several texts NAME=ADAPTER, from the environment one with commas between them."""
+        if isinstance(value, str):
+            value = value.split(",")
+        if not isinstance(value, list | tuple):
+            return value
+        pairs = [str(pair).partition("=") for pair in value]
+        names = [name for name, _, _ in pairs]
+        if not all(name and place for name, _, place in pairs) or len(set(names)) < len(names):
+            raise ValueError("not pairs with different names")
+        return {name: place for name, _, place in pairs}
+
+    def in_plain_words(self) -> Settings:
+        """The same without settings that are other words for others.
+
+        Raises `ConfigError` for those that contradict each other.
+        """
+        if self.base_model and self.model:
+            raise ConfigError(f"give the model once: MODEL is {self.model!r}, --base-model {self.base_model!r}")
+        if self.lora_model and not (self.base_model or self.model):
+            raise ConfigError("--lora-model needs the base model that it is for: --base-model")
+        if self.only_cpu and self.gpus not in (None, "none"):
+            raise ConfigError(f"--only-cpu excludes --gpus, which is {self.gpus}")
+        if self.load_in_8bit and self.weights not in ("auto", "int8"):
+            raise ConfigError(f"--load-in-8bit excludes --weights {self.weights}")
+        return self.model_copy(
+            update={
+                "model": self.base_model or self.model,
+                "base_model": None,
+                "gpus": "none" if self.only_cpu else self.gpus,
+                "only_cpu": False,
+                "weights": "int8" if self.load_in_8bit else self.weights,
+                "load_in_8bit": False,
+            }
+        )
+
 
 def flag(name: str) -> str:
     """A setting's name on the command line."""
@@ -184,6 +238,8 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 def kind(field: FieldInfo) -> type:
     """A setting's type without its `| None` and its annotations; `str` for one with choices."""
     annotation: Any = field.annotation
+    if get_origin(annotation) is dict:
+        return dict
     while not isinstance(annotation, type):
         annotation = str if get_origin(annotation) is Literal else get_args(annotation)[0]
     return annotation
@@ -207,7 +263,7 @@ def expected(field: FieldInfo) -> str:
         noun = "a whole number" if kind(field) is int else "a number"
         return f"{noun} from {bounds[0]} to {bounds[1]}"
     if field.examples:
-        return "a text such as " + " or ".join(field.examples)
+        return ("pairs" if kind(field) is dict else "a text") + " such as " + " or ".join(field.examples)
     return {ByteSize: "a size such as 16MiB, at least 1KiB", Path: "a path", str: "a text that is not empty"}[
         kind(field)
     ]
@@ -224,7 +280,7 @@ def default(field: FieldInfo) -> str:
         return f"{value:g}"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "" if value is None else str(value)
+    return "" if value is None or value == {} else str(value)
 
 
 def load(flags: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Settings:

@@ -61,6 +61,12 @@ class ServedModel:
     fingerprint: str
     """Changes when the same request with the same seed may be answered differently."""
     vectors: Vectors = field(default_factory=Vectors)
+    adapter: int = 0
+    """Which of the engine's adapters answers; 0 is the base model."""
+    parent: str | None = None
+    """The name of the base model, for an adapter that is served beside it."""
+    variants: tuple[ServedModel, ...] = ()
+    """Further names on the same engine, each with an adapter of its own."""
 
     @property
     def name(self) -> str:
@@ -69,10 +75,10 @@ class ServedModel:
 
 
 class Pool:
-    """The models that this server has."""
+    """The models that this server has, with their variants."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._models = {model.name: model for model in models}
+        self._models = {each.name: each for model in models for each in (model, *model.variants)}
 
     def get(self, name: str) -> ServedModel:
         """The model of that name; raises `UnknownModel`."""

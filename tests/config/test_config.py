@@ -138,3 +138,18 @@ def test_a_profile_brings_its_port():
     assert config.load({}, {"ARRIERO_PROFILE": "alpaca"}).host == "127.0.0.1"
     with pytest.raises(ConfigError, match="did you mean alpaca"):
         config.load({"profile": "alpaka"}, {})
+
+
+def test_adapters_come_as_flags_a_variable_or_a_table(tmp_path):
+    wanted = {"alice": "a/b", "bob": "c=d"}
+    assert config.load({"lora": ["alice=a/b", "bob=c=d"]}, {}).lora == wanted
+    assert config.load({}, {"ARRIERO_LORA": "alice=a/b,bob=c=d"}).lora == wanted
+    file = toml(tmp_path, "[lora]\nalice = 'a/b'\nbob = 'c=d'\n")
+    assert config.load({"config": file}, {}).lora == wanted
+    assert config.load({}, {}).lora == {}
+
+
+@pytest.mark.parametrize("given", [["alice"], ["=a"], ["alice="], ["alice=a", "alice=b"]], ids=str)
+def test_adapters_without_a_name_or_place_are_named(given):
+    with pytest.raises(ConfigError, match=r"--lora is .* expected pairs such as alice="):
+        config.load({"lora": given}, {})

@@ -80,7 +80,10 @@ class TextEncoder:
         self.num_tokens += sum(map(len, inputs))
         return await self.model.engine.encode(
             EncodingRequest(
-                id=new_id("encode-"), inputs=tuple(map(tuple, inputs)), first_segments=tuple(first_segments)
+                id=new_id("encode-"),
+                inputs=tuple(map(tuple, inputs)),
+                first_segments=tuple(first_segments),
+                adapter=self.model.adapter,
             )
         )
 

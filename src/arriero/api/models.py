@@ -51,6 +51,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": OWNER,
+        "parent": model.parent,
         "context_length": model.engine.context,
         "capabilities": capabilities,
         "supported_parameters": {

@@ -130,6 +130,7 @@ def generation_request(
         raise above("min_tokens", max_tokens)
     ends = frozenset() if parameters.ignore_eos else tokenizer.end_token_ids | end_token_ids
     return GenerationRequest(
+        adapter=model.adapter,
         id=id,
         prompts=tuple(map(tuple, prompts)),
         max_tokens=max_tokens,

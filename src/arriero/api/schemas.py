@@ -170,6 +170,7 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int = Field(description="Seconds since the epoch.")
     owned_by: str
+    parent: str | None = Field(description="The base model, of an adapter that is served beside it.")
     context_length: int = Field(
         description="Tokens of a prompt and its answer together; of an encoder-decoder, its answer's."
     )

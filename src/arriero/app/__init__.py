@@ -12,23 +12,21 @@ from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.api.limits import Limits
 from arriero.api.profile import PROFILES
+from arriero.app.adapters import constraints_of, open_adapters, read_vocabularies, with_variants
 from arriero.app.engines import Choice, choose_engine
 from arriero.app.script import scripted_model
-from arriero.app.served import fingerprint_of, serve_runner, vocabulary_digest
+from arriero.app.served import fingerprint_of, serve_runner
 from arriero.app.torch import torch_model
 from arriero.config import Settings
-from arriero.errors import ConfigError
+from arriero.errors import ConfigError, UnsupportedModel
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.download import Progress
-from arriero.models.metadata import read_text_metadata
 from arriero.models.resolve import Resolved, resolve
-from arriero.models.tokenizer import load_tokenizer
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
-from arriero.text.chat import ChatTemplate
 from arriero.wire.headers import Application
 
 logger = logging.getLogger(__name__)
@@ -51,6 +49,7 @@ def load(
         ModelLoadError: the model is not there, damaged or not supported.
         ConfigError: the settings do not fit the model, or the script cannot be read.
     """
+    settings = settings.in_plain_words()
     if settings.profile == "alpaca" and settings.model_name is None:
         settings = settings.model_copy(update={"model_name": ALPACA_NAME})
     model = _loaded(settings, on_download, on_convert)
@@ -58,7 +57,7 @@ def load(
 
 
 def create_app(settings: Settings, model: ServedModel) -> Application:
-    """The application that answers for `model`, whose engine the caller starts and closes."""
+    """The application that answers for `model` and its variants, whose engine the caller starts and closes."""
     limits = Limits(
         max_prompt=settings.completion_max_prompt,
         max_tokens=settings.completion_max_tokens,
@@ -78,6 +77,7 @@ def _as_alpaca(model: ServedModel) -> ServedModel:
         card=replace(model.card, tasks=tuple(dict.fromkeys(("completion", "chat", *model.card.tasks)))),
         template=alpaca.chat_template(model.tokenizer),
         fingerprint=fingerprint_of(model.fingerprint, "alpaca"),
+        variants=tuple(map(_as_alpaca, model.variants)),
     )
 
 
@@ -89,14 +89,20 @@ def _loaded(
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
     choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights)
     if choice.engine == "torch":
+        if settings.lora_model or settings.lora:
+            raise UnsupportedModel(f"{resolved.path}: adapters are for the onnx engine. {choice.reason}")
         return torch_model(settings, resolved, choice)
     if settings.gpus is not None and settings.gpus != "none":
         raise ConfigError(f"--gpus is {settings.gpus}, but this model runs on the onnx engine, which uses the CPU")
-    return _onnx_model(settings, resolved, choice, on_convert)
+    return _onnx_model(settings, resolved, choice, on_download, on_convert)
 
 
 def _onnx_model(
-    settings: Settings, resolved: Resolved, choice: Choice, on_convert: Callable[[int, int], None] | None
+    settings: Settings,
+    resolved: Resolved,
+    choice: Choice,
+    on_download: Progress | None,
+    on_convert: Callable[[int, int], None] | None,
 ) -> ServedModel:
     # onnxruntime takes a while to import
     from arriero.runners.onnx import load_runner
@@ -104,8 +110,9 @@ def _onnx_model(
 
     checkpoint = open_checkpoint(resolved.path)
     context = _context(settings, checkpoint.config.context)
-    tokenizer = load_tokenizer(resolved.path)
-    template = read_text_metadata(resolved.path).chat_template
+    adapters = open_adapters(settings, checkpoint, on_download)
+    vocabularies = read_vocabularies(settings, resolved.path, adapters, checkpoint.config.vocab_size)
+    vocabulary = vocabularies[1 if settings.lora_model else 0]
     weights = AUTO_WEIGHTS if settings.weights == "auto" else settings.weights
     if weights == "bf16" or weights == "fp16":  # mypy understands no other way
         raise AssertionError("The choice of an engine sends these to torch.")
@@ -116,7 +123,12 @@ def _onnx_model(
         context=context,
         threads=settings.threads or physical_cores(),
         cache=settings.cache,
-        calibration=calibration_tokens(tokenizer, checkpoint.config.context),
+        calibration=[
+            token
+            for token in calibration_tokens(vocabularies[0].tokenizer, checkpoint.config.context)
+            if token < checkpoint.config.vocab_size
+        ],
+        adapters=[each.adapter for each in adapters],
         progress=on_convert,
     )
     card = ModelCard(
@@ -125,30 +137,31 @@ def _onnx_model(
         family=checkpoint.config.family,
         parameters=num_parameters(checkpoint.config),
         context=checkpoint.config.context,
-        vocab_size=checkpoint.config.vocab_size,
+        vocab_size=(adapters[0].adapter if settings.lora_model else checkpoint).config.vocab_size,
         source_format=checkpoint.source_format,
         weights=weights,
         invariant=runner.info.invariant,
-        tasks=decoder_tasks(chats=template is not None, embeds=bool(runner.info.hidden_size)),
+        tasks=decoder_tasks(chats=vocabulary.template is not None, embeds=bool(runner.info.hidden_size)),
         engine="onnx",
         engine_reason=choice.reason,
     )
     logger.info("%s runs on the onnx engine (cpu, %s). %s", card.name, weights, choice.reason)
-    return serve_runner(
+    model = serve_runner(
         settings,
         runner,
         card,
-        tokenizer,
-        None if template is None else ChatTemplate(template, tokenizer),
+        vocabulary.tokenizer,
+        vocabulary.chat,
         fingerprint_of(
             checkpoint.identity,
-            vocabulary_digest(resolved.path),
-            template or "",
+            *vocabulary.facts,
             weights,
             f"signed {signed_weights_are_exact()}" if weights == "int8" else "",
             version("onnxruntime"),
         ),
+        constraints=constraints_of([each.tokenizer for each in vocabularies]),
     )
+    return with_variants(model, adapters, vocabularies[1:])
 
 
 def _context(settings: Settings, trained: int) -> int:

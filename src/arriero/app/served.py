@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arriero import __version__
 from arriero.config import Settings
-from arriero.core import Runner, RunnerInfo
+from arriero.core import ConstraintFactory, Runner, RunnerInfo
 from arriero.engine.local import LocalEngine
 from arriero.machine import available_memory
 from arriero.models.card import ModelCard
@@ -32,14 +32,18 @@ def serve_runner(
     template: ChatTemplate | None,
     fingerprint: str,
     memory: int = 0,
+    constraints: ConstraintFactory | None = None,
 ) -> ServedModel:
-    """A model on an engine of its own; `memory` is what is free where keys and values will lie, 0: main memory."""
+    """A model on an engine of its own; `memory` is what is free where keys and values will lie, 0: main memory.
+
+    `constraints` is for an engine that answers in several vocabularies.
+    """
     return ServedModel(
         card=card,
         created=int(time.time()),
         engine=LocalEngine(
             lambda: runner,
-            constraints=stop_constraints(tokenizer),
+            constraints=constraints or stop_constraints(tokenizer),
             token_budget=settings.token_budget or _token_budget(runner.info, memory or available_memory()),
             max_queue=settings.max_queue,
             chunk=max(PROMPT_CHUNK, settings.prefill_chunk),

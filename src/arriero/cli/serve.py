@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @with_settings
-def serve(**flags: str | bool | None) -> None:
+def serve(**flags: str | bool | list[str] | None) -> None:
     """Serve a model over the OpenAI API.
 
     Every setting is a flag, a variable and a key of the TOML file that --config names (without the dashes, _ for -).
@@ -31,7 +31,7 @@ def serve(**flags: str | bool | None) -> None:
 
     Ctrl-C or SIGTERM ends the server once the running answers are finished; a second one ends it at once.
     """
-    settings = config.load({name: value for name, value in flags.items() if value is not None})
+    settings = config.load({name: value for name, value in flags.items() if value not in (None, [])})
     log.set_up(settings.log_level)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _quit)

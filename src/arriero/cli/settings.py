@@ -39,6 +39,11 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     }
     if config.kind(field) is bool:
         return Annotated[bool | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
+    if config.kind(field) is dict:
+        shown["metavar"] = "NAME=ADAPTER"
+        return Annotated[
+            list[str] | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)
+        ]
     shown["metavar"] = _metavar(field)
     if name == "model":
         return Annotated[str | None, typer.Argument(**shown | {"metavar": config.flag(name)})]

@@ -18,7 +18,7 @@ def check(request: GenerationRequest, info: RunnerInfo, token_budget: int) -> No
     sampling.check(request.sampling)
     _check_counts(request)
     _check_beams(request)
-    _check_tokens(request, info.vocab_size)
+    _check_tokens(request, _vocabulary(request, info))
     _check_slots(request, info.num_slots)
     if info.source_context:
         _check_source(request, info)
@@ -27,13 +27,14 @@ def check(request: GenerationRequest, info: RunnerInfo, token_budget: int) -> No
     _check_budget(request, token_budget)
 
 
-def check_inputs(request: EncodingRequest, vocab_size: int, context: int) -> None:
+def check_inputs(request: EncodingRequest, info: RunnerInfo, context: int) -> None:
     """Raise what is wrong with an encoding request, before it is queued.
 
     Raises:
         InvalidRequest: there is no input, or one without tokens, or a token id is out of range.
         ContextOverflow: an input is longer than the context.
     """
+    vocab_size = _vocabulary(request, info)
     if not request.inputs or not all(request.inputs):
         raise InvalidRequest("An input needs at least one token.", param="input")
     for index, tokens in enumerate(request.inputs):
@@ -43,6 +44,13 @@ def check_inputs(request: EncodingRequest, vocab_size: int, context: int) -> Non
             raise ContextOverflow(
                 f"This model's context is {context} tokens, but input {index} has {len(tokens)}.", param="input"
             )
+
+
+def _vocabulary(request: GenerationRequest | EncodingRequest, info: RunnerInfo) -> int:
+    """Tokens that the request's adapter knows."""
+    if not 0 <= request.adapter <= info.num_adapters:
+        raise InvalidRequest(f"The model has no adapter {request.adapter}.", param="model")
+    return info.vocab_sizes[request.adapter] if info.vocab_sizes else info.vocab_size
 
 
 def _check_counts(request: GenerationRequest) -> None:

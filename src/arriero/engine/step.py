@@ -65,7 +65,8 @@ class Step:
             self.num_logits += count - 1
         elif end == len(sequence.tokens) and sequence.group.request.max_tokens:
             want = Want.LAST
-        self.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want))
+        adapter = sequence.group.request.adapter
+        self.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want, adapter))
         self.sequences.append(sequence)
         if want is Want.NOTHING:
             return
