@@ -100,6 +100,8 @@ async def test_adapters_have_names_of_their_own_over_one_engine(base, adapter, c
         beams = [await complete(client, name, num_beams=3, n=2) for name in answers]
         chat = {"model": "resized", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
         asked = (await client.post("/v1/chat/completions", json=chat)).json()["usage"]["prompt_tokens"]
+        bodies = [{"model": name, "input": "Once upon"} for name in answers]
+        vectors = [(await client.post("/v1/embeddings", json=body)).json()["data"][0]["embedding"] for body in bodies]
         tokens = await client.post("/tokenize", json={"model": "resized", "prompt": "¶49", "return_token_strs": True})
     assert [(each["id"], each["parent"]) for each in listed] == [
         ("base", None),
@@ -111,6 +113,8 @@ async def test_adapters_have_names_of_their_own_over_one_engine(base, adapter, c
     assert len(texts) == len({answer["system_fingerprint"] for answer in answers.values()}) == 3
     assert len({answer["choices"][0]["text"] for answer in again}) == 3
     assert len({answer["choices"][0]["text"] for answer in beams}) == 3
+    assert len({tuple(vector) for vector in vectors}) == 3
+    assert {len(vector) for vector in vectors} == {BASE.hidden_size}
     assert asked == len("T 1")
     assert tokens.json()["tokens"] == [306]
 
