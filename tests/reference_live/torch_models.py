@@ -171,6 +171,39 @@ def _m2m_100() -> PreTrainedModel:
     )
 
 
+def _led() -> PreTrainedModel:
+    return transformers.LEDForConditionalGeneration(
+        transformers.LEDConfig(
+            vocab_size=VOCABULARY,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_encoder_position_embeddings=256,
+            max_decoder_position_embeddings=128,
+            attention_window=8,
+        )
+    )
+
+
+def _lfm2() -> PreTrainedModel:
+    return transformers.Lfm2ForCausalLM(
+        transformers.Lfm2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            layer_types=["conv", "full_attention"],
+        )
+    )
+
+
 DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -180,12 +213,14 @@ DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
     "bloom": _bloom,
     "opt": _opt,
     "mamba": _mamba,
+    "lfm2": _lfm2,
 }
 ENCODER_DECODERS: Mapping[str, Callable[[], PreTrainedModel]] = {
     "t5": _t5,
     "bart": _bart,
     "marian": _marian,
     "m2m_100": _m2m_100,
+    "led": _led,
 }
 
 

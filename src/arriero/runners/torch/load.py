@@ -19,7 +19,7 @@ from arriero.runners.torch.description import Description, _first_line, describe
 from arriero.runners.torch.int8 import to_int8
 from arriero.runners.torch.network import Network
 from arriero.runners.torch.runner import TorchRunner
-from arriero.runners.torch.trial import EXACT, ROUNDED, batches, reads_alone
+from arriero.runners.torch.trial import EXACT, ROUNDED, reads_alone, reads_packs
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def load_runner(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if form == "int8" and not on_gpus:
         to_int8(model)
-    runner = _runner(
+    runner, batched = _runner(
         Network(model, description.banned),
         EXACT if form == "fp32" else ROUNDED,
         num_slots=slots,
@@ -88,7 +88,7 @@ def load_runner(
         source_format=_stored(description.config),
         weights=form,
         device=str(model.device.type),
-        batched=isinstance(runner, TorchRunner),
+        batched=batched,
         memory=sum(torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())) if on_gpus else 0,
     )
 
@@ -161,17 +161,19 @@ def _source_context(description: Description, wanted: int) -> int:
     return min(wanted, description.source_context) if description.is_limit else wanted
 
 
-def _runner(network: Network, tolerance: float, **common: Any) -> Runner:
-    """The faster way if the model can be computed so, else the other; `common` are fields of `RunnerInfo`."""
-    if findings := batches(network, tolerance):
-        return TorchRunner(network, RunnerInfo(invariant=False, **findings, **common))
+def _runner(network: Network, tolerance: float, **common: Any) -> tuple[Runner, bool]:
+    """The fastest way to compute the model, and whether rows share a call; `common` are fields of `RunnerInfo`."""
+    for together in (True, False):
+        if findings := reads_packs(network, tolerance, together=together):
+            info = RunnerInfo(invariant=False, **findings, **common)
+            return TorchRunner(network, info, together=together), together
     family = network.model.config.model_type
     if network.is_encoder_decoder:
         raise UnsupportedModel(f"The decoder of {family} models does not go by keys and values of a known kind.")
     loner, findings = reads_alone(network, tolerance)
-    how = "" if loner.remembers else ", and each is read from its beginning for every token"
-    logger.info("Models of the family %s are computed one answer at a time%s", family, how)
-    return AloneRunner(loner, RunnerInfo(invariant=True, chunked_prefill=False, **findings, **common))
+    if not loner.remembers:
+        logger.warning("%s models keep nothing of what they read: every token costs all before it", family)
+    return AloneRunner(loner, RunnerInfo(invariant=True, chunked_prefill=False, **findings, **common)), False
 
 
 def _stored(config: Any) -> str:

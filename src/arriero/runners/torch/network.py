@@ -29,7 +29,14 @@ class Network:
         self._device = model.get_input_embeddings().weight.device
         self._accepts = _parameters(model)
         self._decoder = model.get_decoder() if self.is_encoder_decoder else model
+        self._encoded: Any = BaseModelOutput
+        """What the model's encoder returns; those of mixtures of experts have fields that their decoders ask for."""
         self._positions = None if "position_ids" in self._accepts else _RowPositions(self._decoder)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether there is something below the head of a decoder that can be run for its hidden states."""
+        return not self.is_encoder_decoder and self.model.base_model is not self.model
 
     @property
     def bytes_per_number(self) -> int:
@@ -65,8 +72,9 @@ class Network:
 
     def encode(self, slot: int, source: Sequence[int]) -> Pack:
         """A pack of one empty row that attends to this source."""
-        states = self.model.get_encoder()(input_ids=self._tensor([source])).last_hidden_state
-        return Pack([slot], [0], source=states, source_lengths=[len(source)])
+        outputs = self.model.get_encoder()(input_ids=self._tensor([source]))
+        self._encoded = type(outputs)
+        return Pack([slot], [0], source=outputs.last_hidden_state, source_lengths=[len(source)])
 
     def _run(
         self, module: Any, accepts: frozenset[str], pack: Pack, tokens: Sequence[Sequence[int]], more: dict[str, Any]
@@ -95,7 +103,7 @@ class Network:
                 .expand(len(pack.slots), pack.cross.width, self.model.config.hidden_size)
             )
         return {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=source),
+            "encoder_outputs": self._encoded(last_hidden_state=source),
             "attention_mask": pack.source_mask().to(self._device),
             "decoder_input_ids": ids,
             "decoder_attention_mask": mask,

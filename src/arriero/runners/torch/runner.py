@@ -20,9 +20,10 @@ long as the other. So padding takes no more memory and work than the tokens them
 class TorchRunner:
     """A `Runner` that decodes many rows in one call of the model; a row with several tokens is a call of its own."""
 
-    def __init__(self, network: Network, info: RunnerInfo) -> None:
-        """`network` must batch, see `arriero.runners.torch.trial`."""
+    def __init__(self, network: Network, info: RunnerInfo, *, together: bool = True) -> None:
+        """`together` says whether rows may share a call, see `arriero.runners.torch.trial`."""
         self._network = network
+        self._together = together
         self._info = info
         self._places: dict[int, Place] = {}
 
@@ -92,7 +93,7 @@ class TorchRunner:
         groups: dict[tuple[str, int], list[Row]] = {}
         for row in rows:
             waits = row.slot in self._places and self._places[row.slot][0].source is not None
-            alone = len(row.tokens) > 1 or waits
+            alone = len(row.tokens) > 1 or waits or not self._together
             key = ("slot", row.slot) if alone else ("length", max(row.position, SHORT - 1).bit_length())
             groups.setdefault(key, []).append(row)
         return list(groups.values())

@@ -32,21 +32,24 @@ class Findings(TypedDict):
 
 
 @torch.inference_mode()
-def batches(network: Network, tolerance: float) -> Findings | None:
-    """Whether rows of different lengths, read in pieces, give what the model gives for each at once; None if not."""
+def reads_packs(network: Network, tolerance: float, *, together: bool) -> Findings | None:
+    """Whether sequences that are read in pieces give what the model gives for each at once; None if not.
+
+    With `together`, rows of different lengths share a call.
+    """
     try:
-        return _batches(network, tolerance)
+        return _reads_packs(network, tolerance, together)
     except Exception as error:  # models fail in their own ways; whatever it is, this is not how to call this one
-        logger.debug("The model's rows cannot share a call: %s", error, exc_info=error)
+        logger.debug("The model's rows cannot be computed as packs: %s", error, exc_info=error)
         return None
 
 
-def _batches(network: Network, tolerance: float) -> Findings | None:
+def _reads_packs(network: Network, tolerance: float, together: bool) -> Findings | None:
     first, second = _tokens(network, _FIRST, 3), _tokens(network, _SECOND, 8)
     sources = [_tokens(network, length, 5) if network.is_encoder_decoder else [] for length in (6, 3)]
     expected = [network.plain(tokens, source) for tokens, source in zip((first, second), sources, strict=True)]
     info = RunnerInfo(num_slots=NUM_SLOTS, context=16, vocab_size=1, bytes_per_token=1, invariant=False)
-    runner = TorchRunner(network, info)
+    runner = TorchRunner(network, info, together=together)
     for slot, source in enumerate(sources):
         if source:
             runner.encode(slot, source)
@@ -61,7 +64,7 @@ def _batches(network: Network, tolerance: float) -> Findings | None:
             return None
     pack, _ = runner._places[0]
     numbers = sum(layer.keys[0, :, 0].numel() + layer.values[0, :, 0].numel() for layer in pack.cache.layers)
-    hidden = 0 if network.is_encoder_decoder else runner.states(Row(2, first, 0)).shape[1]
+    hidden = runner.states(Row(2, first, 0)).shape[1] if network.has_states else 0
     return {
         "vocab_size": wanted.shape[1],
         "hidden_size": hidden,
@@ -79,7 +82,8 @@ def reads_alone(network: Network, tolerance: float) -> tuple[Loner, Findings]:
     tokens = _tokens(network, _FIRST, 3)
     try:
         wanted = network.plain(tokens)[-1]
-        hidden = Loner(network.model, remembers=False).read(Slot(), tokens, hidden=True).shape[1]
+        reader = Loner(network.model, remembers=False)
+        hidden = reader.read(Slot(), tokens, hidden=True).shape[1] if network.has_states else 0
     except Exception as error:  # as above
         raise UnsupportedModel(f"The model cannot be run: {error}") from error
     findings: Findings = {"vocab_size": len(wanted), "hidden_size": hidden, "bytes_per_token": 1}
