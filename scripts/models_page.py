@@ -77,8 +77,11 @@ With one sentence that names the setting or tensor, and handed to the torch engi
 architectures that are not in the table (mixtures of experts and models that see or hear among them), quantised
 weights (GPTQ, AWQ and others), attention that is neither full nor a sliding window, cross attention, attention in
 both directions, activations other than SiLU and GELU, `partial_rotary_factor` outside Phi-3, and scaled positions
-in layers that have a window and positions of their own. A tensor that the configuration does not imply is an error
-as well: leaving out a weight would give wrong answers.
+in layers that have a window and positions of their own. A tensor that the configuration does not imply is an error as
+well: leaving out a weight would give wrong answers.
+
+Heads that are no multiple of 16 elements are computed with zeros among them; norms of queries and keys, and adapters,
+are refused then.
 
 ## int8
 

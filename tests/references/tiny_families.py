@@ -95,9 +95,11 @@ CASES: Mapping[str, dict[str, Any]] = {
         rope_parameters={**_YARN, "rope_theta": 1e4, "truncate": False, "attention_factor": 1.25}
     ),
     "llama/dynamic": _llama(rope_scaling={"type": "dynamic", "factor": 4.0}),
+    "llama/heads_of_20": _llama(head_dim=20, attention_bias=True, num_key_value_heads=1),
     "llama/gelu": _llama(hidden_act="gelu"),
     "llama/gelu_tanh": _llama(hidden_act="gelu_pytorch_tanh"),
     "mistral/window": _mistral(sliding_window=24),
+    "mistral/heads_of_12": _mistral(sliding_window=24, head_dim=12),
     "mistral/no_window": _mistral(sliding_window=None, rope_theta=1e6),
     "mistral/wide_window": _mistral(sliding_window=4096, head_dim=32, num_key_value_heads=1),
     "ministral/layer_types": _case(
@@ -118,6 +120,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "qwen3/llama3_rope": _qwen3(rope_scaling=_LLAMA3),
     "phi3/tied": _phi3(tie_word_embeddings=True),
     "phi3/window": _phi3(sliding_window=24, num_key_value_heads=4),
+    "phi3/12_of_20_turned": _phi3(head_dim=20, num_attention_heads=3, num_key_value_heads=1, partial_rotary_factor=0.6),
     "phi3/longrope": _phi3(
         max_position_embeddings=1024,
         rope_scaling={

@@ -65,9 +65,9 @@ def require_torch(choice: Choice, path: Path) -> None:
 
 
 def _check_onnx(path: Path) -> None:
-    from arriero.runners.onnx.load import check_heads
+    from arriero.runners.onnx.padding import is_padded
 
-    check_heads(open_checkpoint(path).config)
+    is_padded(open_checkpoint(path).config)  # raises where heads cannot be computed
 
 
 def _refuse_quantised(path: Path) -> None:

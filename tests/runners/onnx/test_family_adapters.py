@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from arriero.core import Row, Want
+from arriero.errors import UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.lora import Adapter
 from arriero.runners.onnx import load_runner
@@ -42,6 +43,12 @@ def test_an_adapter_is_as_good_as_merged(family, tmp_path):
     merged = last_logits(open_checkpoint(tmp_path / "merged"), case, tmp_path)
     np.testing.assert_allclose(adapted, merged, rtol=0, atol=2e-4)
     assert np.abs(adapted - plain).max() > 0.1
+
+
+def test_adapters_over_heads_that_need_zeros_are_refused(tmp_path):
+    base = open_checkpoint(tiny_families.write("llama/heads_of_20", tmp_path))
+    with pytest.raises(UnsupportedModel, match="heads of 20 elements"):
+        load_runner(base, weights="fp32", slots=1, context=192, threads=1, cache=tmp_path, adapters=[None])
 
 
 def last_logits(checkpoint, case, cache, adapters=()):

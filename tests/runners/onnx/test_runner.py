@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 
 from arriero.core import Row, Want
-from arriero.errors import ModelLoadError
+from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.cache import KEPT_TOKENS
 from references.tiny_models import CASES, random_checkpoint
 
 
 def test_heads_that_attention_cannot_compute_are_refused(tmp_path):
-    config = dataclasses.replace(CASES["grouped"], head_dim=24)
-    with pytest.raises(ModelLoadError, match="24 channels"):
+    config = dataclasses.replace(CASES["grouped"], head_dim=24, qk_norm="head")
+    with pytest.raises(UnsupportedModel, match="24 elements and norms of queries and keys"):
         load_runner(random_checkpoint(config), weights="fp32", slots=1, context=16, threads=1, cache=tmp_path)
 
 

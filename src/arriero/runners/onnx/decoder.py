@@ -28,6 +28,7 @@ from arriero.models.architecture import Checkpoint, DecoderConfig
 from arriero.models.rope import inverse_frequencies, rotation_scale
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
 from arriero.runners.onnx.formats import Format, Rows, linear, unscaled_linear
+from arriero.runners.onnx.padding import ROTATION_MULTIPLE
 
 EMBEDDINGS_FILE = "embeddings.npy"
 HEAD_WEIGHT = "lm_head.weight"
@@ -121,7 +122,9 @@ class _Decoder:
         positions = np.arange(config.context, dtype=np.float32)
         local = {config.local_rope_theta is not None and window is not None for window in config.windows or (None,)}
         for each in sorted(local):
-            angles = positions[:, None] * inverse_frequencies(config, local=each)
+            frequencies = inverse_frequencies(config, local=each)
+            # Padded heads have zeros there, which turn into zeros.
+            angles = positions[:, None] * np.pad(frequencies, (0, -len(frequencies) % ROTATION_MULTIPLE))
             scale = np.float32(rotation_scale(config, local=each))
             graph.constant(_ROTATIONS[each][0], np.cos(angles) * scale)
             graph.constant(_ROTATIONS[each][1], np.sin(angles) * scale)

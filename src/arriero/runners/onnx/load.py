@@ -16,11 +16,11 @@ from arriero.models.lora import Adapter
 from arriero.runners.onnx.adapters import build_adapters
 from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat
+from arriero.runners.onnx.padding import PaddedCheckpoint, is_padded
 from arriero.runners.onnx.probe import products_keep_to_their_rows, signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
 from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe, rotates
 
-HEAD_MULTIPLE = 16
 _REACH_FILE = "reach.npy"
 """float32 [layers, intermediate]; see `arriero.runners.onnx.smoothing`."""
 
@@ -49,7 +49,12 @@ def load_runner(
         UnsupportedModel: the graph cannot compute this architecture.
         ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
     """
-    check_heads(checkpoint.config)
+    if is_padded(checkpoint.config):
+        if adapters:
+            raise UnsupportedModel(
+                f"Adapters over attention heads of {checkpoint.config.head_dim} elements are not computed by onnx."
+            )
+        checkpoint = PaddedCheckpoint(checkpoint)
     form = _format(weights, checkpoint.config)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
     if form.smooth:
@@ -68,15 +73,6 @@ def load_runner(
         threads=threads,
         invariant=form.invariant and (not adapters or products_keep_to_their_rows()),
     )
-
-
-def check_heads(config: DecoderConfig) -> None:
-    """Raise `UnsupportedModel` for attention heads of a size that cannot be computed."""
-    if config.head_dim % HEAD_MULTIPLE:
-        raise UnsupportedModel(
-            f"The attention heads have {config.head_dim} channels; "
-            f"onnxruntime's attention takes multiples of {HEAD_MULTIPLE}."
-        )
 
 
 def _convert(
