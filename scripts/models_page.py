@@ -41,6 +41,7 @@ or many, in float32, float16 or bfloat16, or from a GGUF file. What is not said 
 MODELS = {
     "Gemma2ForCausalLM": "Gemma 2",
     "Gemma3ForCausalLM": "Gemma 3 270M and 1B",
+    "Gemma3ForConditionalGeneration": "Gemma 3 4B, 12B and 27B",
     "GemmaForCausalLM": "Gemma, CodeGemma",
     "GraniteForCausalLM": "Granite 3",
     "InternLM3ForCausalLM": "InternLM3",
@@ -56,7 +57,7 @@ MODELS = {
     "SmolLM3ForCausalLM": "SmolLM3",
 }
 """Models that people know the family by."""
-GGUF_AS = {"MistralForCausalLM": "llama", "Olmo3ForCausalLM": "olmo2"}
+GGUF_AS = {"Gemma3ForConditionalGeneration": "gemma3", "MistralForCausalLM": "llama", "Olmo3ForCausalLM": "olmo2"}
 """Families whose GGUF files go by another family's name."""
 
 LIMITS = """

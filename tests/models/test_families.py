@@ -104,6 +104,23 @@ def test_norms_of_gemma_are_the_factors_that_they_apply(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.tensor(name), stored[name] + np.float32(1))
 
 
+def test_parts_that_text_does_not_pass_through_are_left_out(tmp_path: Path) -> None:
+    tiny_families.write("gemma3/with_images", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    image = {"vision_tower.vision_model.post_layernorm.weight": np.ones(16, np.float32)}
+    save_file({**tensors, **image}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert not any(name in checkpoint for name in image)
+    # As transformers has saved it since its version 5.
+    renamed = {name.replace("language_model.model.", "model.language_model."): v for name, v in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    np.testing.assert_array_equal(open_checkpoint(tmp_path).tensor(name), checkpoint.tensor(name))
+    save_file({**tensors, "audio_tower.weight": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"tensor audio_tower\.weight has no place"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("case", "context"), [("phi3/longrope", 256), ("phi3/tied", 256), ("llama/dynamic", 256), ("llama/yarn", 256)]
 )

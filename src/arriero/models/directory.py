@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
-from arriero.models.families import family_of
+from arriero.models.families import Family, family_of
 from arriero.models.json_files import Settings, read_json
 from arriero.models.layout import FUSED, check_config, check_finite, check_tensors, identity, tensor_shapes
 from arriero.models.safetensors_files import Weight, open_weights
@@ -40,7 +40,7 @@ class DirectoryCheckpoint:
         settings = Settings(config_file, read_json(config_file))
         self._family = family_of(settings)
         config = check_config(config_file, self._family.config(settings))
-        weights = _split(open_weights(path), config)
+        weights = _split(_decoder_weights(open_weights(path), self._family), config)
         files = sorted({weight.file for weight in weights.values()})
         self.config, self._weights = _tied(config, weights)
         check_tensors(path, self.config, {name: weight.shape for name, weight in self._weights.items()})
@@ -64,6 +64,20 @@ class DirectoryCheckpoint:
         for weight in self._weights.values():
             counts[weight.dtype] += math.prod(weight.shape)
         return counts.most_common(1)[0][0]
+
+
+def _decoder_weights(weights: dict[str, Weight], family: Family) -> dict[str, Weight]:
+    """The weights of the decoder, in a model that may have other parts, under the names of one without."""
+    result = {}
+    for name, weight in weights.items():
+        if name.startswith(family.other_parts):
+            continue
+        for stored, own in family.prefixes.items():
+            if name.startswith(stored):
+                name = own + name.removeprefix(stored)
+                break
+        result[name] = weight
+    return result
 
 
 def _split(weights: dict[str, Weight], config: DecoderConfig) -> dict[str, Weight]:

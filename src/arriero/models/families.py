@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from arriero.errors import UnsupportedModel
@@ -26,6 +26,10 @@ class Family:
     config: Callable[[Settings], DecoderConfig]
     norms_from_one: bool = False
     """True when a norm multiplies by one plus what is stored."""
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    """How names of tensors begin in the file, and in a decoder that is a model by itself."""
+    other_parts: tuple[str, ...] = ()
+    """How names of tensors begin that belong to parts of the model which text does not pass through."""
 
 
 def _llama(settings: Settings) -> DecoderConfig:
@@ -181,6 +185,14 @@ def _gemma3(settings: Settings) -> DecoderConfig:
     )
 
 
+def _gemma3_with_images(settings: Settings) -> DecoderConfig:
+    """Gemma 3's larger models, of which the part that sees is left out: they are served for text alone."""
+    text = settings.within("text_config").values
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208}
+    outer = {"tie_word_embeddings": settings.values.get("tie_word_embeddings")}
+    return _gemma3(Settings(settings.file, {**sizes, **outer, **text}))
+
+
 def _smollm3(settings: Settings) -> DecoderConfig:
     """Every fourth layer has no positions."""
     window = fields.window(settings, None) if settings.boolean("use_sliding_window") else None
@@ -241,6 +253,16 @@ def _olmo3(settings: Settings) -> DecoderConfig:
 ARCHITECTURES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(config=_gemma2, norms_from_one=True),
     "Gemma3ForCausalLM": Family(config=_gemma3, norms_from_one=True),
+    "Gemma3ForConditionalGeneration": Family(
+        config=_gemma3_with_images,
+        norms_from_one=True,
+        prefixes={
+            "language_model.model.": "model.",
+            "model.language_model.": "model.",
+            "language_model.lm_head.": "lm_head.",
+        },
+        other_parts=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    ),
     "GemmaForCausalLM": Family(config=_gemma, norms_from_one=True),
     "GraniteForCausalLM": Family(config=_granite),
     "InternLM3ForCausalLM": Family(config=_internlm3),
