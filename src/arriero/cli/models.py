@@ -39,9 +39,10 @@ Cache = Annotated[
 @models.command("list")
 def show_all(as_json: Json = False, cache: Cache = None) -> None:
     """List the catalog, and what is in the caches: Arriero's own, and the one of the Hugging Face hub."""
-    from arriero.models.inventory import inventory
+    from arriero.models.inventory import inventory, others
 
-    stored = inventory(_cache(cache))
+    place = _cache(cache)
+    stored = inventory(place)
     if as_json:
         _print_json([_row(model) for model in stored])
         return
@@ -49,6 +50,8 @@ def show_all(as_json: Json = False, cache: Cache = None) -> None:
         ("Model", "From", "Downloaded", "Converted"),
         [(model.name, model.origin, _downloaded(model), _size(model.converted)) for model in stored],
     )
+    if rest := others(stored, place):
+        print(f"{_size(rest)} more are converted of paths, or by other versions; the oldest go when it grows too much.")
 
 
 @models.command()

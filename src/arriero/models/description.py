@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
-from arriero.models.card import num_parameters
+from arriero.models.card import VECTOR_TASKS, Task, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
+from arriero.models.encoder import open_encoder
 from arriero.models.gguf_file import GGUFFile
 from arriero.models.json_files import read_json
+from arriero.models.kind import kind_of
 from arriero.models.metadata import read_text_metadata
 from arriero.models.safetensors_files import open_weights
 
@@ -37,7 +39,7 @@ class Description:
     source_format: str | None
     """How most of the weights are stored."""
     has_chat_template: bool
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
     """What it can be asked for, as far as that is known."""
     bytes_per_token: int | None = None
     """Memory that keys and values of one token take."""
@@ -47,6 +49,8 @@ def describe(path: Path) -> Description:
     """The facts about the GGUF file or directory at `path`; raises `ModelLoadError` where it is missing or damaged."""
     template = read_text_metadata(path).chat_template is not None
     try:
+        if kind_of(path) == "encoder":
+            return _of_encoder(path)
         checkpoint = open_checkpoint(path)
     except UnsupportedModel:
         return _from_gguf(path, template) if path.is_file() else _from_directory(path, template)
@@ -58,8 +62,21 @@ def describe(path: Path) -> Description:
         vocab_size=config.vocab_size,
         source_format=checkpoint.source_format,
         has_chat_template=template,
-        tasks=("completion", "chat") if template else ("completion",),
+        tasks=decoder_tasks(chats=template, embeds=True),
         bytes_per_token=bytes_per_token(config),
+    )
+
+
+def _of_encoder(path: Path) -> Description:
+    checkpoint = open_encoder(path)
+    return Description(
+        family=checkpoint.config.family,
+        parameters=checkpoint.parameters,
+        context=checkpoint.context,
+        vocab_size=checkpoint.config.vocab_size,
+        source_format=checkpoint.source_format,
+        has_chat_template=False,
+        tasks=VECTOR_TASKS if checkpoint.task == "embed" else ("rerank", "score"),
     )
 
 

@@ -12,6 +12,8 @@ from arriero.models import download, hub_cache
 from arriero.models.cache import Conversion, conversions, remove_conversion
 from arriero.models.catalog import catalog
 from arriero.models.checkpoint import open_checkpoint
+from arriero.models.encoder import open_encoder
+from arriero.models.kind import kind_of
 from arriero.models.repository import HubName, hub_name
 
 
@@ -42,6 +44,11 @@ def inventory(cache: Path) -> list[Stored]:
         for repository in hub_cache.repositories()
     ]
     return [_with_conversions(model, known) for model in stored]
+
+
+def others(stored: list[Stored], cache: Path) -> int:
+    """Bytes of the conversions that belong to none of these models: of paths, or made by another version."""
+    return sum(conversion.size for conversion in conversions(cache)) - sum(model.converted for model in stored)
 
 
 def find(name: str, cache: Path) -> Stored:
@@ -111,6 +118,6 @@ def _with_conversions(stored: Stored, known: list[Conversion]) -> Stored:
 def _identities(path: Path) -> Iterator[str]:
     """What conversions of the model at `path` call it; nothing for a model that is not converted."""
     try:
-        yield open_checkpoint(path).identity
+        yield open_encoder(path).identity if kind_of(path) == "encoder" else open_checkpoint(path).identity
     except ModelLoadError:
         return
