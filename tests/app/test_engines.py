@@ -27,19 +27,41 @@ def test_what_onnx_does_not_take_goes_to_torch(directory):
     assert "T5ForConditionalGeneration" in choice.reason
 
 
-def test_pickled_weights_go_to_torch(directory):
-    llama = {
-        "num_hidden_layers": 1,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "vocab_size": 100,
-    }
-    path = directory("LlamaForCausalLM", model_type="llama", **llama)
+def no_torch(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+
+
+LLAMA = {
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+
+
+def test_pickled_weights_need_torch_to_read_them(directory, monkeypatch):
+    path = directory("LlamaForCausalLM", model_type="llama", **LLAMA)
     (path / "pytorch_model.bin").write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    choice = choose_engine(path)
+    assert choice.engine == "onnx"
+    assert "pickled" in choice.reason
+    monkeypatch.undo()
+    no_torch(monkeypatch)
     choice = choose_engine(path)
     assert choice.engine == "torch"
     assert "pickled (pytorch_model.bin)" in choice.reason
+    with pytest.raises(ModelLoadError, match=r"pip install 'arriero\[torch\]'.*pickled"):
+        load(Settings(model=str(path)))
+
+
+def test_pickled_weights_of_another_family_are_left_to_torch(directory, monkeypatch):
+    path = directory("GPT2LMHeadModel")
+    (path / "pytorch_model.bin").write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert choose_engine(path).engine == "torch"
 
 
 def test_a_model_that_writes_no_text_is_refused(directory):
@@ -63,8 +85,7 @@ def test_settings_decide_where_they_can(directory, tmp_path):
 
 def test_a_missing_torch_is_told_with_what_to_install(directory, monkeypatch):
     path = directory("GPT2LMHeadModel")
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    no_torch(monkeypatch)
     with pytest.raises(ModelLoadError, match=r"pip install 'arriero\[torch\]'"):
         load(Settings(model=str(path)))
 

@@ -256,7 +256,8 @@ def test_weights_in_other_forms_say_which_and_what_helps(outcome, damaged, name)
     assert f"no {damaged.joinpath(name).suffix} files" in outcome(damaged / name)
 
 
-def test_pickled_weights_are_for_torch(outcome, damaged):
+def test_pickled_weights_are_for_torch(outcome, damaged, monkeypatch):
+    monkeypatch.setattr("arriero.app.engines.torch_is_installed", lambda: False)
     (damaged / WEIGHTS).rename(damaged / "pytorch_model.bin")
     assert "pickled" in outcome(damaged)
 

@@ -59,7 +59,7 @@ def test_a_model_of_the_hub_is_pulled_listed_shown_and_removed(models, hub, tiny
     shown = json.loads(models("show", "org/tiny", "--json").stdout)
     assert shown.items() >= {**row, "family": "llama", "context": 128, "engine": "onnx"}.items()
     assert shown["chat_template"] is True
-    assert shown["tasks"] == ["completion", "chat"]
+    assert shown["tasks"] == ["completion", "chat", "embedding", "rerank", "score"]
     assert shown["memory_weights"]["fp32"] == 4 * shown["parameters"]
     assert shown["memory_per_token"] == 2 * 2 * 16 * 4
 

@@ -14,6 +14,7 @@ from arriero.api.limits import Limits
 from arriero.api.profile import PROFILES
 from arriero.app.adapters import constraints_of, open_adapters, read_vocabularies, with_variants
 from arriero.app.engines import Choice, choose_engine
+from arriero.app.pickles import without_pickles
 from arriero.app.script import scripted_model
 from arriero.app.served import fingerprint_of, serve_runner
 from arriero.app.torch import torch_model
@@ -94,7 +95,8 @@ def _loaded(
         return torch_model(settings, resolved, choice)
     if settings.gpus is not None and settings.gpus != "none":
         raise ConfigError(f"--gpus is {settings.gpus}, but this model runs on the onnx engine, which uses the CPU")
-    return _onnx_model(settings, resolved, choice, on_download, on_convert)
+    readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))
+    return _onnx_model(settings, readable, choice, on_download, on_convert)
 
 
 def _onnx_model(

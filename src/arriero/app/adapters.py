@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from arriero.app.pickles import without_pickles
 from arriero.app.served import fingerprint_of, vocabulary_digest
 from arriero.config import Settings
 from arriero.core import Constraint, ConstraintFactory, GenerationRequest
@@ -82,7 +83,8 @@ def open_adapters(settings: Settings, checkpoint: Checkpoint, on_download: Progr
     named = []
     for name, place in [*asked, *settings.lora.items()]:
         found = resolve(place, settings.cache, on_download)
-        named.append(NamedAdapter(name, str(found.path), Adapter(found.path, checkpoint)))
+        path = without_pickles(found.path, settings.cache)
+        named.append(NamedAdapter(name, str(found.path), Adapter(path, checkpoint)))
     return named
 
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from arriero.app.pickles import torch_is_installed
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.json_files import brief, read_json
+from arriero.models.families import family_of
+from arriero.models.json_files import Settings, brief, read_json
+from arriero.models.layout import check_config
+from arriero.models.pickled import pickled_weights
 
 HALVES = ("bf16", "fp16")
 """Weight formats that only torch computes with."""
@@ -45,6 +49,8 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto") ->
     try:
         _check_onnx(path)
     except UnsupportedModel as error:
+        if _needs_only_other_files(path):
+            return Choice("onnx", "It can, once torch has written the pickled weights as safetensors.")
         if engine == "onnx" or path.is_file() or not _writes_text(path):
             raise
         _refuse_quantised(path)
@@ -68,6 +74,21 @@ def _check_onnx(path: Path) -> None:
     from arriero.runners.onnx.padding import is_padded
 
     is_padded(open_checkpoint(path).config)  # raises where heads cannot be computed
+
+
+def _needs_only_other_files(path: Path) -> bool:
+    """Whether the onnx engine would take the model if its weights were not pickled, and torch is here to read them."""
+    if not path.is_dir() or pickled_weights(path) is None or not torch_is_installed():
+        return False
+    from arriero.runners.onnx.padding import is_padded
+
+    file = path / "config.json"
+    settings = Settings(file, read_json(file))
+    try:
+        is_padded(check_config(file, family_of(settings).config(settings)))
+    except UnsupportedModel:
+        return False
+    return True
 
 
 def _refuse_quantised(path: Path) -> None:

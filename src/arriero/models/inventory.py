@@ -14,6 +14,7 @@ from arriero.models.catalog import catalog
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.encoder import open_encoder
 from arriero.models.kind import kind_of
+from arriero.models.pickled import pickled_weights, pickles_identity
 from arriero.models.repository import HubName, hub_name
 
 
@@ -111,6 +112,10 @@ def _with_conversions(stored: Stored, known: list[Conversion]) -> Stored:
     if stored.path is None or not known:
         return stored
     identities = set(_identities(stored.path))
+    if stored.path.is_dir() and pickled_weights(stored.path):
+        own = pickles_identity(stored.path)
+        copies = [conversion.path for conversion in known if conversion.checkpoint == own]
+        identities.update([own], *map(_identities, copies))
     mine = tuple(conversion for conversion in known if conversion.checkpoint in identities)
     return replace(stored, conversions=mine)
 

@@ -225,6 +225,7 @@ def _weights_file(path: Path) -> Path:
         return path / WEIGHTS_FILE
     if (path / _PICKLED_FILE).is_file():
         raise UnsupportedModel(
-            f"{path / _PICKLED_FILE}: is pickled, which Arriero does not read; save the adapter as safetensors."
+            f"{path / _PICKLED_FILE}: is pickled, which only torch reads safely: pip install 'arriero[torch]', or save "
+            "the adapter as safetensors."
         )
     raise ModelLoadError(f"{path}: has no {WEIGHTS_FILE}.")
