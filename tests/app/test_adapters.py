@@ -1,6 +1,6 @@
 """Adapters in service: names of their own over one engine, and the seed's way to name base, adapter and tokenizer."""
 
-import json
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,54 +8,21 @@ from typing import Any
 
 import httpx
 import pytest
-import tokenizers
-from safetensors.numpy import save_file
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
 
 from arriero.app import create_app, load
 from arriero.config import Settings
 from arriero.errors import ConfigError, ModelLoadError
+from directories import write_model, write_tokenizer
 from references import lora
-from references.tiny_models import random_checkpoint
 
 BASE = lora.CASES["plain"].checkpoint
-
-
-def write_tokenizer(directory: Path, size: int, template: str | None = None) -> Path:
-    """A tokenizer of bytes and of as many made-up words as it takes."""
-    directory.mkdir(exist_ok=True)
-    backend = tokenizers.Tokenizer(BPE({each: id for id, each in enumerate(sorted(ByteLevel.alphabet()))}, merges=[]))
-    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens(["</s>"])
-    backend.add_tokens([f"¶{number}" for number in range(size - backend.get_vocab_size())])
-    backend.save(str(directory / "tokenizer.json"))
-    settings = {"eos_token": "</s>"} | ({"chat_template": template} if template else {})
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    return directory
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory of the model that the adapters are for."""
-    directory = write_tokenizer(
-        tmp_path_factory.mktemp("models") / "base", BASE.vocab_size, "{{ messages[0].content }}"
-    )
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "num_hidden_layers": BASE.num_layers,
-        "hidden_size": BASE.hidden_size,
-        "intermediate_size": BASE.intermediate_size,
-        "num_attention_heads": BASE.num_heads,
-        "num_key_value_heads": BASE.num_kv_heads,
-        "vocab_size": BASE.vocab_size,
-        "max_position_embeddings": 1024,
-        "rms_norm_eps": BASE.norm_epsilon,
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    save_file(dict(random_checkpoint(BASE).tensors), directory / "model.safetensors")
-    return directory
+    directory = write_model(tmp_path_factory.mktemp("models") / "base", BASE)
+    return write_tokenizer(directory, BASE.vocab_size, "{{ messages[0].content }}")
 
 
 @pytest.fixture
@@ -120,8 +87,6 @@ async def test_adapters_have_names_of_their_own_over_one_engine(base, adapter, c
 
 
 async def test_an_answer_does_not_depend_on_other_adapters_in_the_batch(base, adapter, cache):
-    import asyncio
-
     places = {name: str(adapter(name)) for name in ("all_linear", "embeddings", "head")}
     settings = Settings(base_model=str(base), lora=places, cache=cache, slots=16, threads=1)
     async with serving(settings) as client:

@@ -1,63 +1,75 @@
-"""The demonstration server's start command, as it was written down, and its requests."""
+"""The demonstration server's start command, as it was written down, and the commands to try it."""
 
+import dataclasses
 import re
+from types import SimpleNamespace
 
-import httpx
 import pytest
 
-from app.test_adapters import base, write_tokenizer  # noqa: F401  # a fixture
-from references import lora
+from clients.test_alpaca_curl import (
+    ADVANCED_COMPLETION,
+    CONVERSATION,
+    EMBEDDING,
+    QUICK_CHAT,
+    QUICK_COMPLETION,
+    run_printed,
+)
+from directories import write_model, write_tokenizer
+from references import lora, sentencepieces
+
+NUM_PIECES = 2200
+NUM_NEW = 50
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The original model, whose own tokenizer knows fewer tokens than the adapter's."""
+    config = dataclasses.replace(lora.CASES["resized"].checkpoint, vocab_size=NUM_PIECES - NUM_NEW)
+    return write_tokenizer(write_model(tmp_path / "llama", config), config.vocab_size)
 
 
 @pytest.fixture
 def adapter(tmp_path):
-    return write_tokenizer(lora.write_adapter("resized", tmp_path / "adapter"), 307)
+    """As Chinese-LLaMA-Alpaca is published: adapter, its embeddings and head, and a SentencePiece model."""
+    directory = lora.write_adapter("resized", tmp_path / "alpaca", vocab_size=NUM_PIECES)
+    (directory / "tokenizer.model").write_bytes(sentencepieces.read()["llama"]["model"])
+    return directory
 
 
 @pytest.mark.parametrize("dashes", ["_", "-"])
-async def test_base_adapter_and_tokenizer_are_served_as_one_model(launch, base, adapter, tmp_path, dashes):  # noqa: F811
-    flags = ["--base_model", base, "--lora_model", adapter, "--tokenizer_path", adapter, "--only_cpu", "--load_in_8bit"]
-    flags = [str(flag).replace("_", dashes) if str(flag).startswith("--") else str(flag) for flag in flags]
-    others = ["--profile", "alpaca", "--port", "0", "--cache", str(tmp_path / "cache"), "--threads", "1"]
-    async with launch("serve", *flags, *others) as process:
+async def test_base_adapter_and_tokenizer_are_served_as_one_model(launch, base, adapter, tmp_path, dashes):
+    places = {"--base_model": base, "--lora_model": adapter, "--tokenizer_path": adapter}
+    arguments = [text for flag, place in places.items() for text in (flag.replace("_", dashes), str(place))]
+    arguments += [flag.replace("_", dashes) for flag in ("--only_cpu", "--load_in_8bit")]
+    arguments += ["--profile", "alpaca", "--port", "0", "--cache", str(tmp_path / "cache"), "--threads", "1"]
+    async with launch("serve", *arguments) as process:
         ready = (await process.stdout.readline()).decode()
         if not ready:
             pytest.fail((await process.stderr.read()).decode())
-        url = re.search(r"http://\S+?(?=/v1)", ready)[0]
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            bodies = {
-                "completions": {"prompt": "Tell me where the capital of China is"},
-                "chat/completions": {
-                    "messages": [
-                        {"role": "user", "message": "Tell me some stories about Hangzhou"},
-                        {"role": "assistant", "message": "Sure, do you have any specific preferences?"},
-                        {"role": "user", "message": "I am quite fond of West Lake"},
-                    ],
-                    "repetition_penalty": 1.0,
-                },
-            }
-            answers = {path: (await client.post(f"/v1/{path}", json=body)).json() for path, body in bodies.items()}
-            advanced = bodies["completions"] | {"max_tokens": 9, "temperature": 0.7, "num_beams": 4, "top_k": 40}
-            beams = (await client.post("/v1/completions", json=advanced)).json()
-            card = (await client.get("/v1/models")).json()["data"][0]["card"]
-    assert card["weights"] == "int8"
-    for answer in (*answers.values(), beams):
-        assert answer["model"] == "chinese-llama-alpaca", answer
-    assert list(answers["completions"]["choices"][0]) == ["index", "text"]
-    said = [choice["message"]["role"] for choice in answers["chat/completions"]["choices"]]
-    assert said == ["user", "assistant", "user", "assistant"]
+        live = SimpleNamespace(url=re.search(r"http://\S+?(?=/v1)", ready)[0])
+        completions = [run_printed(live, command) for command in (QUICK_COMPLETION, ADVANCED_COMPLETION)]
+        chats = [run_printed(live, command) for command in (QUICK_CHAT, CONVERSATION)]
+        embedding = run_printed(live, EMBEDDING)
+        (model,) = run_printed(live, "curl http://localhost:19327/v1/models")["data"]
+    assert {answer["model"] for answer in (*completions, *chats, embedding)} == {"chinese-llama-alpaca"}
+    for answer in completions:
+        assert list(answer["choices"][0]) == ["index", "text"]
+    assert [len(answer["choices"]) for answer in chats] == [2, 4]
+    assert len(embedding["data"][0]["embedding"]) == 64
+    assert (model["id"], model["parent"]) == ("chinese-llama-alpaca", None)
+    assert model["card"]["weights"] == "int8"
 
 
-async def test_a_tokenizer_of_another_model_is_one_sentence(run, base, adapter, tmp_path):  # noqa: F811
-    wrong = write_tokenizer(tmp_path / "wrong", 306)
-    flags = ["--base_model", base, "--lora_model", adapter, "--tokenizer_path", wrong, "--cache", tmp_path / "cache"]
-    finished = await run("serve", *map(str, flags), "--port", "0")
-    assert finished.status == 1
-    assert finished.stdout == ""
-    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("arriero:")]
-    assert "has 306 tokens" in line
-    assert "(the base model alone: 300) 307" in line
-    assert "Traceback" not in finished.stderr
+async def test_the_tokenizer_is_the_adapters_unless_told_otherwise(run, launch, base, adapter, tmp_path):
+    arguments = ["--base_model", base, "--lora_model", adapter, "--cache", tmp_path / "cache", "--threads", "1"]
+    wrong = await run("serve", *map(str, arguments), "--tokenizer_path", str(base), "--port", "0")
+    assert (wrong.status, wrong.stdout) == (1, "")
+    (line,) = [line for line in wrong.stderr.splitlines() if line.startswith("arriero:")]
+    assert "the tokenizer has 2150 tokens" in line
+    assert "(the base model alone: 2150) 2200" in line
+    assert "Traceback" not in wrong.stderr
+    async with launch("serve", *map(str, arguments), "--port", "0") as process:
+        assert (await process.stdout.readline()).startswith(b"Serving llama at http")
 
 
 def test_base_and_model_together_are_refused(call):

@@ -96,10 +96,17 @@ def kept(length: int) -> list[int]:
     return sorted({0, length // 2, length - 1})
 
 
-def write_adapter(name: str, directory: Path, **changes: Any) -> Path:
-    """Write a case's adapter into a new directory; `changes` are made to its configuration."""
+def write_adapter(name: str, directory: Path, vocab_size: int | None = None, **changes: Any) -> Path:
+    """Write a case's adapter into a new directory; `changes` are made to its configuration.
+
+    `vocab_size` is for an adapter that resizes the vocabulary: to another number of tokens than the case says.
+    """
     about = json.loads(ABOUT.read_text())[name]
-    return _write(directory, about["config"] | changes, about["tensors"])
+    own = CASES[name].checkpoint.vocab_size + CASES[name].num_new_tokens
+    shapes = {
+        name: [vocab_size or own if size == own else size for size in shape] for name, shape in about["tensors"].items()
+    }
+    return _write(directory, about["config"] | changes, shapes)
 
 
 def _write(directory: Path, config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> Path:
