@@ -21,6 +21,7 @@ def write_model(directory: Path, config: DecoderConfig) -> Path:
     directory.mkdir(exist_ok=True)
     settings = {
         "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "num_hidden_layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -31,7 +32,7 @@ def write_model(directory: Path, config: DecoderConfig) -> Path:
         "rms_norm_eps": config.norm_epsilon,
     }
     (directory / "config.json").write_text(json.dumps(settings))
-    save_file(dict(random_checkpoint(config).tensors), directory / "model.safetensors")
+    save_file(dict(random_checkpoint(config).tensors), directory / "model.safetensors", {"format": "pt"})
     return directory
 
 

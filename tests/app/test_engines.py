@@ -73,6 +73,7 @@ def test_settings_decide_where_they_can(directory, tmp_path):
     path = directory("GPT2LMHeadModel")
     assert choose_engine(path, engine="torch").engine == "torch"
     assert choose_engine(path, weights="bf16").engine == "torch"
+    assert choose_engine(path, gpus="0,1").engine == "torch"
     with pytest.raises(UnsupportedModel):
         choose_engine(path, engine="onnx")
     with pytest.raises(ConfigError, match="bf16"):

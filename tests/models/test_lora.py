@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from arriero.errors import ModelLoadError, UnsupportedModel
+from arriero.models.checkpoint import open_checkpoint
 from arriero.models.lora import Adapter
 from arriero.models.lora_config import read_lora_config
 from references import lora
@@ -130,6 +131,11 @@ def test_a_malformed_configuration_is_named(tmp_path, fields, message):
 def test_a_directory_without_an_adapter(tmp_path):
     with pytest.raises(ModelLoadError, match=r"has no adapter_config\.json"):
         Adapter(tmp_path, BASE)
+
+
+def test_an_adapter_is_no_model_by_itself(tmp_path):
+    with pytest.raises(ModelLoadError, match="is a LoRA adapter; give it with --lora-model"):
+        open_checkpoint(lora.write_adapter("plain", tmp_path / "adapter"))
 
 
 def test_weights_that_are_missing_or_pickled(tmp_path):

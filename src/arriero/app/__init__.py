@@ -19,7 +19,7 @@ from arriero.app.script import scripted_model
 from arriero.app.served import fingerprint_of, serve_runner
 from arriero.app.torch import torch_model
 from arriero.config import Settings
-from arriero.errors import ConfigError, UnsupportedModel
+from arriero.errors import ConfigError
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, decoder_tasks, num_parameters
@@ -88,11 +88,9 @@ def _loaded(
     if settings.engine == "scripted":
         return scripted_model(settings)
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
-    choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights)
+    choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
     if choice.engine == "torch":
-        if settings.lora_model or settings.lora:
-            raise UnsupportedModel(f"{resolved.path}: adapters are for the onnx engine. {choice.reason}")
-        return torch_model(settings, resolved, choice)
+        return torch_model(settings, resolved, choice, on_download)
     if settings.gpus is not None and settings.gpus != "none":
         raise ConfigError(f"--gpus is {settings.gpus}, but this model runs on the onnx engine, which uses the CPU")
     readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))

@@ -88,6 +88,11 @@ def open_adapters(settings: Settings, checkpoint: Checkpoint, on_download: Progr
     return named
 
 
+def main_tokenizer(settings: Settings, base: Path, adapter: Path | None) -> Path:
+    """Where the model's tokenizer is: at --tokenizer-path, else with its adapter, else with its base."""
+    return settings.tokenizer_path or (adapter if adapter is not None and has_tokenizer(adapter) else base)
+
+
 def read_vocabularies(settings: Settings, base: Path, adapters: Sequence[NamedAdapter], size: int) -> list[Vocabulary]:
     """What tokens mean to the base, which has `size` of them, and to each of its adapters.
 

@@ -29,10 +29,11 @@ class Choice:
     reason: str
 
 
-def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto") -> Choice:
+def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gpus: str | None = None) -> Choice:
     """The engine for the GGUF file or directory at `path`: ONNX where it can, torch where it must.
 
-    `engine` and `weights` are the settings of these names. Looks at configuration and tensor shapes, reads no weights.
+    `engine`, `weights` and `gpus` are the settings of these names. Looks at configuration and tensor shapes, reads no
+    weights.
 
     Raises:
         ModelLoadError, UnsupportedModel: it is damaged, or nothing here computes it.
@@ -42,6 +43,8 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto") ->
         if path.is_file():
             raise ConfigError("--engine torch reads Hugging Face directories; GGUF files are for the onnx engine")
         return Choice("torch", "The settings ask for it.")
+    if gpus not in (None, "none") and engine == "auto" and path.is_dir():
+        return Choice("torch", "The settings ask for GPUs, which the onnx engine does not use.")
     if weights in HALVES:
         if engine == "onnx" or path.is_file():
             raise ConfigError(f"--weights {weights} is for models in directories and the torch engine")

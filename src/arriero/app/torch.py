@@ -7,32 +7,40 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
+from arriero.app.adapters import main_tokenizer, read_vocabulary
 from arriero.app.engines import Choice, require_torch
-from arriero.app.served import fingerprint_of, serve_runner, vocabulary_digest
+from arriero.app.served import fingerprint_of, serve_runner
 from arriero.config import Settings
+from arriero.errors import ConfigError, ModelLoadError
 from arriero.machine import physical_cores
 from arriero.models.card import ModelCard, decoder_tasks
-from arriero.models.metadata import read_text_metadata
-from arriero.models.resolve import Resolved
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.download import Progress
+from arriero.models.resolve import Resolved, resolve
 from arriero.pool import ServedModel
 from arriero.text.chat import ChatTemplate, plain_template
 
 logger = logging.getLogger(__name__)
 
 
-def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> ServedModel:
-    """The model in a directory, loaded by transformers.
+def torch_model(
+    settings: Settings, resolved: Resolved, choice: Choice, on_download: Progress | None = None
+) -> ServedModel:
+    """The model in a directory, loaded by transformers, with the adapter of --lora-model.
 
     Raises:
         ModelLoadError: torch is not installed, or the model cannot be loaded.
         ConfigError: the settings do not fit the model or the machine.
     """
     require_torch(choice, resolved.path)
+    if settings.lora:
+        raise ConfigError(
+            f"--lora is for the onnx engine; with torch, give one adapter with --lora-model. {choice.reason}"
+        )
+    adapter = resolve(settings.lora_model, settings.cache, on_download).path if settings.lora_model else None
     from arriero.runners.torch import load_runner
 
-    tokenizer = load_tokenizer(resolved.path)
-    template = read_text_metadata(resolved.path).chat_template
+    vocabulary = read_vocabulary(main_tokenizer(settings, resolved.path, adapter), resolved.path)
+    tokenizer, template = vocabulary.tokenizer, vocabulary.template
     loaded = load_runner(
         resolved.path,
         weights=settings.weights,
@@ -41,7 +49,14 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         threads=settings.threads or physical_cores(),
         gpus=settings.gpus,
         trust_remote_code=settings.trust_remote_code,
+        adapter=adapter,
+        num_tokens=tokenizer.vocab_size,
     )
+    if (adapter or settings.tokenizer_path) and tokenizer.vocab_size > loaded.runner.info.vocab_size:
+        raise ModelLoadError(
+            f"{vocabulary.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{loaded.runner.info.vocab_size}."
+        )
     chat = None if template is None else ChatTemplate(template, tokenizer)
     if chat is None and loaded.description.source_context:
         chat = plain_template(tokenizer)
@@ -76,8 +91,8 @@ def torch_model(settings: Settings, resolved: Resolved, choice: Choice) -> Serve
         chat,
         fingerprint_of(
             _identity(resolved.path),
-            vocabulary_digest(resolved.path),
-            template or "",
+            _identity(adapter) if adapter else "",
+            *vocabulary.facts,
             loaded.weights,
             loaded.device,
             version("torch"),

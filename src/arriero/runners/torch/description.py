@@ -48,14 +48,14 @@ def describe(path: Path, *, trust_remote_code: bool = False) -> Description:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except OSError as error:
-        raise ModelLoadError(f"{path}: config.json cannot be read: {_first_line(error)}") from error
+        raise ModelLoadError(f"{path}: config.json cannot be read: {first_line(error)}") from error
     except Exception as error:  # a configuration's own checks raise anything
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
                 f"{path}: this model needs Python code that comes with it, which is not run unless you trust its "
                 "authors and say so with --trust-remote-code."
             ) from error
-        raise UnsupportedModel(f"{path}: transformers cannot take this configuration: {_first_line(error)}") from error
+        raise UnsupportedModel(f"{path}: transformers cannot take this configuration: {first_line(error)}") from error
     generation = _generation(path, config)
     encodes = bool(config.is_encoder_decoder)
     text = config.get_text_config(decoder=True)
@@ -96,7 +96,7 @@ def _generation(path: Path, config: Any) -> GenerationConfig:
         try:
             return GenerationConfig.from_pretrained(path, local_files_only=True)
         except Exception as error:  # as above
-            raise ModelLoadError(f"{path / 'generation_config.json'}: {_first_line(error)}") from error
+            raise ModelLoadError(f"{path / 'generation_config.json'}: {first_line(error)}") from error
     return GenerationConfig.from_model_config(config)
 
 
@@ -125,5 +125,6 @@ def _banned(generation: GenerationConfig) -> tuple[int, ...]:
     return tuple(sorted({*words, *(generation.suppress_tokens or ())}))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a foreign error says, as a sentence of ours can quote it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

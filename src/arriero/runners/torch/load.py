@@ -14,8 +14,9 @@ import transformers
 
 from arriero.core import Runner, RunnerInfo
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
+from arriero.runners.torch.adapter import attach
 from arriero.runners.torch.alone import AloneRunner
-from arriero.runners.torch.description import Description, _first_line, describe
+from arriero.runners.torch.description import Description, describe, first_line
 from arriero.runners.torch.int8 import to_int8
 from arriero.runners.torch.network import Network
 from arriero.runners.torch.runner import TorchRunner
@@ -52,11 +53,15 @@ def load_runner(
     threads: int,
     gpus: str | None = None,
     trust_remote_code: bool = False,
+    adapter: Path | None = None,
+    num_tokens: int = 0,
 ) -> Loaded:
     """A runner for the model in a Hugging Face directory: any that transformers can generate text with.
 
     `weights` is `auto` (fp32 on the CPU, half precision on GPUs), `fp32`, `bf16`, `fp16` or `int8`. `context` 0 is what
-    the model was made for. `gpus` are CUDA device numbers, `none` keeps to the CPU, None takes all that there are.
+    the model was made for. `gpus` are CUDA device numbers, `none` keeps to the CPU, None takes all that there are. An
+    `adapter` is in PEFT's format; where the tokenizer's `num_tokens` are more than the model's, the vocabulary is
+    resized before.
 
     Raises:
         ModelLoadError, UnsupportedModel: the files are missing, damaged, or not for transformers.
@@ -70,6 +75,8 @@ def load_runner(
     description = describe(path, trust_remote_code=trust_remote_code)
     tokens = _context(description, context)
     model = _load(description, form, on_gpus)
+    if adapter is not None:
+        model = attach(model, adapter, num_tokens, merge=not (form == "int8" and on_gpus))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if form == "int8" and not on_gpus:
         to_int8(model)
@@ -144,7 +151,7 @@ def _load(description: Description, form: Format, on_gpus: bool) -> Any:
     except Exception as error:  # transformers, torch and safetensors have no common base of theirs
         unknown = "Unrecognized configuration class" in str(error)
         kind_of_error = UnsupportedModel if unknown else ModelLoadError
-        raise kind_of_error(f"{description.path}: transformers cannot load it: {_first_line(error)}") from error
+        raise kind_of_error(f"{description.path}: transformers cannot load it: {first_line(error)}") from error
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelLoadError(
