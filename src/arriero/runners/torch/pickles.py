@@ -19,7 +19,7 @@ import torch
 from arriero.errors import ModelLoadError
 from arriero.models.pickled import SINGLE
 from arriero.models.repository import HubName, indexed_files, needed_files
-from arriero.runners.torch.description import _first_line
+from arriero.runners.torch.description import first_line
 
 _DTYPES = {
     torch.float32: "F32",
@@ -78,7 +78,7 @@ def _read(file: Path) -> Mapping[str, torch.Tensor]:
             f"{file}: is damaged, or a pickle of more than tensors, which could run code and is not read."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelLoadError(f"{file}: is not a whole file of PyTorch: {_first_line(error)}") from error
+        raise ModelLoadError(f"{file}: is not a whole file of PyTorch: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{file}: holds {type(content).__name__}, expected tensors by their names.")
     for name, tensor in content.items():
