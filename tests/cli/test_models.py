@@ -161,9 +161,22 @@ async def test_the_hub_s_variables_count(run, hub, tiny, tmp_path):
     assert "Traceback" not in finished.stderr
     finished = await run("models", "pull", "org/gated", **variables(hub, tmp_path) | {"HF_TOKEN": "hf_good"})
     assert finished.status == 0
+    assert finished.stderr.endswith(" INFO Downloading the model\n")
+    assert finished.stderr.count("\n") == 1
     finished = await run("models", "pull", "org/gated", **variables(hub, tmp_path), HF_HUB_OFFLINE="1")
-    assert finished.status == 0
+    assert (finished.status, finished.stderr) == (0, "")
     assert finished.stdout.startswith("org/gated is at ")
+
+
+async def test_a_hub_out_of_reach_is_one_warning_where_the_files_are_here(run, hub, tiny, tmp_path):
+    hub.add("org/tiny", tiny)
+    await run("models", "pull", "org/tiny", **variables(hub, tmp_path))
+    finished = await run(
+        "models", "pull", "org/tiny", **variables(hub, tmp_path) | {"HF_ENDPOINT": "http://127.0.0.1:1"}
+    )
+    assert finished.status == 0
+    assert "WARNING Could not reach the Hub" in finished.stderr
+    assert finished.stderr.count("\n") == 1
 
 
 async def test_a_signal_ends_a_download(launch, hub, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,11 +38,14 @@ def fetch(name: HubName, progress: Progress | None = None, *, code: bool = False
     """
     # The library takes half a second to import, and only names of this form need it.
     from httpx2 import HTTPError
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 
+    logging.getLogger("huggingface_hub").handlers.clear()  # whoever set up logging shows its lines already
     try:
-        revision = HfApi(library_name=_LIBRARY).resolve_revision(name.repository, revision=name.revision)
+        revision = HfApi(library_name=_LIBRARY).resolve_revision(
+            name.repository, revision=name.revision, local_files_only=is_offline_mode()
+        )
         sizes = _listing(name.repository, revision)
         files = needed_files(name, sizes, code=code)
         watch = _Watch(progress)
