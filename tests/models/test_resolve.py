@@ -7,6 +7,8 @@ import pytest
 from arriero.errors import ModelLoadError
 from arriero.models import resolve as module
 from arriero.models.catalog import DEFAULT_MODEL
+from arriero.models.checkpoint import open_checkpoint
+from arriero.models.description import describe
 from arriero.models.resolve import Resolved, resolve
 
 
@@ -77,3 +79,11 @@ def test_anything_else_is_explained(model: str, message: str, tmp_path: Path, mo
         file.touch()
     with pytest.raises(ModelLoadError, match=message):
         resolve(model.format(tmp=tmp_path), tmp_path)
+
+
+def test_an_adapter_is_found_but_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    path = resolve(str(tmp_path), tmp_path).path
+    for read in (open_checkpoint, describe):
+        with pytest.raises(ModelLoadError, match=r"is an adapter, .*: arriero serve org/base --lora-model "):
+            read(path)

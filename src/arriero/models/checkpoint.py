@@ -7,6 +7,7 @@ from pathlib import Path
 from arriero.errors import ModelLoadError
 from arriero.models.directory import DirectoryCheckpoint
 from arriero.models.gguf_checkpoint import GGUFCheckpoint
+from arriero.models.kind import refuse_adapter
 
 
 def open_checkpoint(path: Path) -> GGUFCheckpoint | DirectoryCheckpoint:
@@ -22,6 +23,7 @@ def open_checkpoint(path: Path) -> GGUFCheckpoint | DirectoryCheckpoint:
             f"{path}: is a LoRA adapter; give it with --lora-model, and the model that it is for with --base-model."
         )
     if path.is_dir():
+        refuse_adapter(path)
         return DirectoryCheckpoint(path)
     if path.is_file():
         return GGUFCheckpoint(path)

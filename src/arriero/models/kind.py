@@ -37,6 +37,7 @@ def kind_of(path: Path) -> Kind:
     """
     if not path.is_dir():
         return "decoder"
+    refuse_adapter(path)
     file = path / "config.json"
     config = read_json(file)
     model_type = config.get("model_type")
@@ -56,3 +57,12 @@ def kind_of(path: Path) -> Kind:
         f"{file}: tells neither an architecture nor a known model type (architectures {brief(listed)}, "
         f"model_type {brief(model_type)}), so it cannot be told what kind of model this is."
     )
+
+
+def refuse_adapter(path: Path) -> None:
+    """Raise `ModelLoadError` for a directory that holds an adapter and no model."""
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path") or "BASE"
+        raise ModelLoadError(
+            f"{path}: is an adapter, which is served with its base: arriero serve {base} --lora-model {path}."
+        )
