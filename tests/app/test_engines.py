@@ -76,6 +76,8 @@ def test_settings_decide_where_they_can(directory, tmp_path):
     assert choose_engine(path, gpus="0,1").engine == "torch"
     with pytest.raises(UnsupportedModel):
         choose_engine(path, engine="onnx")
+    with pytest.raises(ConfigError, match="--gpus is 0"):
+        choose_engine(path, engine="onnx", gpus="0")
     with pytest.raises(ConfigError, match="bf16"):
         choose_engine(path, engine="onnx", weights="bf16")
     file = tmp_path / "model.gguf"

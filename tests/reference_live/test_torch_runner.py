@@ -1,5 +1,7 @@
 """Logits of the torch runner against transformers' own forward, family by family."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,23 @@ def test_a_copied_source_can_be_answered_twice(encoder_decoder):
     runner.free(0)
     close(runner.step([Row(5, start, 0)])[0], own_logits(model, start, source)[-1])
     runner.free(5)
+
+
+@pytest.mark.parametrize("in_file", ["config.json", "generation_config.json"])
+def test_generation_settings_say_how_answers_begin_and_what_they_never_say(in_file, tmp_path):
+    """Older repositories have them in config.json, as those of Marian models."""
+    save("marian", tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    given = {"decoder_start_token_id": 1, "forced_bos_token_id": 7, "bad_words_ids": [[9], [1, 2]]}
+    file = tmp_path / in_file
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | given))
+    loaded = load(tmp_path)
+    assert loaded.runner.info.decoder_start == (1, 7)
+    loaded.runner.encode(0, random_tokens(5, 1))
+    logits = loaded.runner.step([Row(0, [1, 7], 0)])[0]
+    assert logits[9] == logits.min() < -1000
+    assert (logits < -1000).sum() == 1
 
 
 def test_a_tensor_that_is_missing_is_refused(tmp_path):

@@ -91,8 +91,6 @@ def _loaded(
     choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
     if choice.engine == "torch":
         return torch_model(settings, resolved, choice, on_download)
-    if settings.gpus is not None and settings.gpus != "none":
-        raise ConfigError(f"--gpus is {settings.gpus}, but this model runs on the onnx engine, which uses the CPU")
     readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))
     return _onnx_model(settings, readable, choice, on_download, on_convert)
 

@@ -32,8 +32,8 @@ class Choice:
 def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gpus: str | None = None) -> Choice:
     """The engine for the GGUF file or directory at `path`: ONNX where it can, torch where it must.
 
-    `engine`, `weights` and `gpus` are the settings of these names. Looks at configuration and tensor shapes, reads no
-    weights.
+    `engine`, `weights` and `gpus` are the settings of these names. Looks at the configuration and the tensors' shapes,
+    and reads no weights.
 
     Raises:
         ModelLoadError, UnsupportedModel: it is damaged, or nothing here computes it.
@@ -43,12 +43,16 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
         if path.is_file():
             raise ConfigError("--engine torch reads Hugging Face directories; GGUF files are for the onnx engine")
         return Choice("torch", "The settings ask for it.")
-    if gpus not in (None, "none") and engine == "auto" and path.is_dir():
-        return Choice("torch", "The settings ask for GPUs, which the onnx engine does not use.")
     if weights in HALVES:
         if engine == "onnx" or path.is_file():
             raise ConfigError(f"--weights {weights} is for models in directories and the torch engine")
         return Choice("torch", f"The settings ask for {weights}, which the onnx engine does not compute with.")
+    if gpus not in (None, "none"):
+        if engine == "onnx" or path.is_file() or not _writes_text(path):
+            raise ConfigError(
+                f"--gpus is {gpus}, but the onnx engine uses the CPU, and torch takes directories of models that write"
+            )
+        return Choice("torch", "The settings ask for GPUs, which the onnx engine does not use.")
     try:
         _check_onnx(path)
     except UnsupportedModel as error:

@@ -14,11 +14,13 @@ from typing import Any
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.json_files import brief, read_json
+from arriero.models.marian_tokenizer import SOURCE, SPECIAL_TOKENS, is_marian, marian_vocabulary
 from arriero.models.pre_tokenizers import PRE_TOKENIZERS
 from arriero.models.sentencepiece_file import SPACE, Kind, Piece, SentencePieceModel, read_sentencepiece
 
-TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt")
-"""The vocabulary of a directory without tokenizer.json: one SentencePiece model, or the last two together."""
+TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", SOURCE)
+"""The vocabulary of a directory without tokenizer.json: a SentencePiece model, or vocab.json with one of its two
+neighbours."""
 _SENTENCEPIECE = ("LlamaTokenizer", "LLaMATokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer")
 _T5 = ("T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "t5", "mt5", "umt5")
 """Classes, or types of models, whose ids are those of the SentencePiece model itself."""
@@ -67,7 +69,7 @@ def has_slow_tokenizer(directory: Path) -> bool:
     """Whether older files stand in for a missing tokenizer.json."""
     if (directory / "tokenizer.json").exists():
         return False
-    return _model_file(directory) is not None or (directory / "merges.txt").is_file()
+    return _model_file(directory) is not None or (directory / "merges.txt").is_file() or is_marian(directory)
 
 
 def slow_tokenizer(directory: Path) -> SlowTokenizer:
@@ -80,7 +82,9 @@ def slow_tokenizer(directory: Path) -> SlowTokenizer:
     file = _model_file(directory)
     settings = _optional(directory / "tokenizer_config.json")
     kind = _kind(settings, _optional(directory / "config.json"))
-    if file is not None:
+    if is_marian(directory):
+        slow = _from_marian(directory)
+    elif file is not None:
         slow = _from_sentencepiece(file, read_sentencepiece(file), kind, settings)
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         slow = _from_merges(directory, kind, settings)
@@ -264,6 +268,21 @@ def _merges_by_score(pieces: tuple[Piece, ...]) -> tuple[tuple[str, str], ...]:
             if left in mergeable and right in mergeable:
                 merges.append((left, right))
     return tuple(merges)
+
+
+def _from_marian(directory: Path) -> SlowTokenizer:
+    """Two languages in one vocabulary, the source's cut as its model says."""
+    source, model, found = marian_vocabulary(directory)
+    document = {
+        "version": "1.0",
+        "added_tokens": [_added(id, text, special=special) for id, text, special in found],
+        "normalizer": _normalizer(source, source.adds_prefix, only_first=False),
+        "pre_tokenizer": _pre_tokenizer(source, source.adds_prefix, only_first=False),
+        "post_processor": None,
+        "decoder": _decoder(source, source.adds_prefix),
+        "model": model,
+    }
+    return SlowTokenizer(document, SPECIAL_TOKENS, {"add_bos_token": False, "add_eos_token": True})
 
 
 def _from_merges(directory: Path, kind: str, settings: Mapping[str, Any]) -> SlowTokenizer:

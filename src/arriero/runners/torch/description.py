@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from arriero.errors import ModelLoadError, UnsupportedModel
+from arriero.models.json_files import read_json
 
 UNLIMITED = 4096
 """Tokens that a model without a limit of its own gets, unless settings say otherwise."""
@@ -35,7 +36,7 @@ class Description:
     decoder_start: tuple[int, ...]
     """What every answer of an encoder-decoder begins with."""
     banned: tuple[int, ...]
-    """Tokens that the model's generation settings suppress."""
+    """Tokens that an encoder-decoder's generation settings suppress."""
 
 
 def describe(path: Path, *, trust_remote_code: bool = False) -> Description:
@@ -56,7 +57,7 @@ def describe(path: Path, *, trust_remote_code: bool = False) -> Description:
                 "authors and say so with --trust-remote-code."
             ) from error
         raise UnsupportedModel(f"{path}: transformers cannot take this configuration: {first_line(error)}") from error
-    generation = _generation(path, config)
+    generation = _generation(path)
     encodes = bool(config.is_encoder_decoder)
     text = config.get_text_config(decoder=True)
     relative = encodes and hasattr(config, "relative_attention_num_buckets")
@@ -73,7 +74,7 @@ def describe(path: Path, *, trust_remote_code: bool = False) -> Description:
         is_limit=bool(context) and not relative,
         source_context=(source or UNLIMITED) if encodes else 0,
         decoder_start=_decoder_start(path, config, generation) if encodes else (),
-        banned=_banned(generation),
+        banned=_banned(generation) if encodes else (),
     )
 
 
@@ -84,45 +85,37 @@ def _first(config: Any, names: tuple[str, ...]) -> int:
 
 
 def _tokenizer_limit(path: Path) -> int:
-    try:
-        limit = json.loads((path / "tokenizer_config.json").read_bytes()).get("model_max_length")
-    except (OSError, ValueError):
-        return 0
+    file = path / "tokenizer_config.json"
+    limit = read_json(file).get("model_max_length") if file.is_file() else None
     return limit if type(limit) is int and 0 < limit < _SENSIBLE else 0
 
 
-def _generation(path: Path, config: Any) -> GenerationConfig:
-    if (path / "generation_config.json").is_file():
-        try:
-            return GenerationConfig.from_pretrained(path, local_files_only=True)
-        except Exception as error:  # as above
-            raise ModelLoadError(f"{path / 'generation_config.json'}: {first_line(error)}") from error
-    return GenerationConfig.from_model_config(config)
+def _generation(path: Path) -> Mapping[str, Any]:
+    """How the model's makers want it to generate; older repositories say it in config.json."""
+    file = path / "generation_config.json"
+    return read_json(file if file.is_file() else path / "config.json")
 
 
-def _decoder_start(path: Path, config: Any, generation: GenerationConfig) -> tuple[int, ...]:
+def _decoder_start(path: Path, config: Any, generation: Mapping[str, Any]) -> tuple[int, ...]:
     """The start token, and the one that the model's makers force to be the first."""
-    start = next(
-        (
-            token
-            for settings, name in (
-                (generation, "decoder_start_token_id"),
-                (config, "decoder_start_token_id"),
-                (generation, "bos_token_id"),
-            )
-            if type(token := getattr(settings, name, None)) is int
-        ),
-        None,
+    named = (
+        generation.get("decoder_start_token_id"),
+        getattr(config, "decoder_start_token_id", None),
+        generation.get("bos_token_id"),
     )
+    start = next((token for token in named if type(token) is int), None)
     if start is None:
         raise ModelLoadError(f"{path}: neither configuration has a decoder_start_token_id, with which answers begin.")
-    forced = generation.forced_bos_token_id
+    forced = generation.get("forced_bos_token_id")
     return (start,) if type(forced) is not int or forced == start else (start, forced)
 
 
-def _banned(generation: GenerationConfig) -> tuple[int, ...]:
-    words = [word[0] for word in generation.bad_words_ids or () if len(word) == 1]
-    return tuple(sorted({*words, *(generation.suppress_tokens or ())}))
+def _banned(generation: Mapping[str, Any]) -> tuple[int, ...]:
+    words, tokens = generation.get("bad_words_ids") or [], generation.get("suppress_tokens") or []
+    if not isinstance(words, list) or not isinstance(tokens, list):
+        raise ModelLoadError("bad_words_ids and suppress_tokens of the generation settings are no lists.")
+    tokens = tokens + [word[0] for word in words if isinstance(word, list) and len(word) == 1]
+    return tuple(sorted({token for token in tokens if type(token) is int and token >= 0}))
 
 
 def first_line(error: Exception) -> str:

@@ -80,14 +80,16 @@ def load_runner(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if form == "int8" and not on_gpus:
         to_int8(model)
+    network = Network(model)
     runner, batched = _runner(
-        Network(model, description.banned),
+        network,
         EXACT if form == "fp32" else ROUNDED,
         num_slots=slots,
         context=tokens,
         source_context=_source_context(description, context),
         decoder_start=description.decoder_start,
     )
+    network.ban([token for token in description.banned if token < runner.info.vocab_size])
     return Loaded(
         runner=runner,
         description=description,

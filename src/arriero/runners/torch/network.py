@@ -21,11 +21,10 @@ BANNED = -10_000.0
 class Network:
     """Runs packs through a model, decoder or encoder-decoder."""
 
-    def __init__(self, model: Any, banned: Sequence[int] = ()) -> None:
-        """`banned` tokens are never answered."""
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.is_encoder_decoder: bool = bool(model.config.is_encoder_decoder)
-        self._banned = list(banned)
+        self._banned: list[int] = []
         self._device = model.get_input_embeddings().weight.device
         self._accepts = _parameters(model)
         self._decoder = model.get_decoder() if self.is_encoder_decoder else model
@@ -42,6 +41,10 @@ class Network:
     def bytes_per_number(self) -> int:
         """Size of what keys and values are made of."""
         return int(self.model.dtype.itemsize)
+
+    def ban(self, tokens: Sequence[int]) -> None:
+        """Never answer these from now on."""
+        self._banned = list(tokens)
 
     def logits(self, pack: Pack, tokens: Sequence[Sequence[int]], want: Want = Want.LAST) -> torch.Tensor:
         """Append as many tokens to every row; returns float32 [rows, wanted positions, vocab_size]."""
