@@ -2,7 +2,7 @@
 
 import pytest
 
-from arriero.core import Beams, Finished, GenerationRequest, RunnerInfo, Sampling, Token, Want
+from arriero.core import Beams, EncodingRequest, Finished, GenerationRequest, RunnerInfo, Sampling, Token, Want
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
 from arriero.engine.step import Results
@@ -445,3 +445,36 @@ def test_counts():
     assert stats.generated_tokens == 2 * 3 + 5
     assert stats.num_slots == 2
     assert idle(scheduler)
+
+
+# Adapters
+
+
+def test_every_row_of_a_request_has_its_adapter():
+    scheduler = make(num_adapters=2)
+    scheduler.submit(ask(3, adapter=2, n=2))
+    scheduler.submit(ask(30, adapter=1, n=2))
+    adapters = {}
+    for _ in range(8):
+        step, _ = advance(scheduler)
+        for row, sequence in zip(step.rows, step.sequences, strict=True):
+            adapters.setdefault(sequence.group.request.adapter, set()).add(row.adapter)
+    assert adapters == {2: {2}, 1: {1}}
+
+
+@pytest.mark.parametrize("adapter", [-1, 3])
+def test_an_adapter_that_is_not_there_is_refused(adapter):
+    with pytest.raises(InvalidRequest, match=f"no adapter {adapter}"):
+        make(num_adapters=2).submit(ask(3, adapter=adapter))
+
+
+def test_token_ids_are_those_of_the_adapter():
+    scheduler = make(num_adapters=1, vocab_size=50, vocab_sizes=(40, 50))
+    known = {"prompts": ((45,),), "max_tokens": 1}
+    scheduler.submit(GenerationRequest(id="a", adapter=1, **known))
+    with pytest.raises(InvalidRequest, match="below 40"):
+        scheduler.submit(GenerationRequest(id="b", **known))
+    with pytest.raises(InvalidRequest, match="input 0 must be below 40"):
+        make(num_adapters=1, vocab_sizes=(40, 50), hidden_size=4).submit_encoding(
+            EncodingRequest(id="c", inputs=((45,),))
+        )

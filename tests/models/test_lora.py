@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import numpy as np
@@ -208,7 +209,16 @@ def test_an_adapter_of_a_resized_vocabulary_has_its_own_size(tmp_path):
     assert (adapter.tensor("model.norm.weight") == BASE.tensor("model.norm.weight")).all()
 
 
-def test_the_identity_tells_adapters_apart(tmp_path):
-    one, other = (Adapter(lora.write_adapter("plain", tmp_path / name), BASE) for name in "ab")
-    assert one.identity != other.identity
-    assert one.identity == Adapter(tmp_path / "a", BASE).identity
+def test_the_identity_tells_contents_apart(tmp_path):
+    """Archives unpack files of one size with one time."""
+    one, same, other = (lora.write_adapter("plain", tmp_path / name) for name in ("one", "same", "other"))
+    file = other / "adapter_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    for path in (one, other):
+        for each in path.iterdir():
+            os.utime(each, (0, 0))
+    assert Adapter(one, BASE).identity == Adapter(same, BASE).identity
+    assert Adapter(one, BASE).identity != Adapter(other, BASE).identity
+    settings = one / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"lora_alpha": 16', '"lora_alpha": 17'))
+    assert Adapter(one, BASE).identity != Adapter(same, BASE).identity

@@ -14,7 +14,8 @@ sizes, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import Checkpoint, DecoderConfig
-from arriero.models.layout import FUSED, check_finite, identity, tensor_shapes
+from arriero.models.layout import FUSED, check_finite, tensor_shapes
 from arriero.models.lora_config import CONFIG_FILE, EMBEDDING, HEAD, read_lora_config
 from arriero.models.safetensors_files import Weight, open_tensors
 
@@ -55,7 +56,7 @@ class Adapter:
     config: DecoderConfig
     """The base's, with the adapter's vocabulary; never tied where the adapter has an embedding or a head of its own."""
     identity: str
-    """Changes when the adapter could have; the base is not part of it."""
+    """Digest of the adapter's files; the base is not part of it."""
     has_own_embeddings: bool
     """Whether its embeddings are others than the base's."""
     has_own_head: bool
@@ -76,7 +77,8 @@ class Adapter:
         rows = self._rows(EMBEDDING)
         tied = base.config.tie_embeddings and not (self.has_own_embeddings or self.has_own_head)
         self.config = replace(base.config, vocab_size=rows, tie_embeddings=tied)
-        self.identity = identity([self._lora.file, self._file], self.config)
+        # Of their contents: adapters are alike in size, and unpacked archives in time.
+        self.identity = _digest([self._lora.file, self._file])
 
     def delta(self, module: str) -> Delta | None:
         """The change to a linear layer, by its weight's name without `.weight`; None where it is the base's."""
@@ -187,6 +189,14 @@ class Adapter:
             f"{self._file}: tensor {weight.name} has shape {list(weight.shape)}, rank and base model imply {expected}. "
             "Is it the base model that the adapter was made for?"
         )
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _read(weight: Weight) -> NDArray[np.float32]:
