@@ -135,6 +135,12 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The catalog's encoder, downloaded once into Arriero's own cache."""
+    return fetch("all-MiniLM-L6-v2", load({}).cache)
+
+
+@pytest.fixture(scope="session")
 def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small vocabularies of many kinds by name: GGUF files and Hugging Face directories."""
     return unpack(tmp_path_factory.mktemp("vocabularies"))

@@ -11,14 +11,14 @@ from arriero.runners.onnx.probe import signed_weights_are_exact
 EXACT = Int8(signed_weights=signed_weights_are_exact())
 
 
-def layer(tmp_path, form, weight, values, *, scale=None):
+def layer(tmp_path, form, weight, values, *, scale=None, least=None):
     """A linear layer of this format as a graph of its own, run on float32 rows [rows, in]."""
     with GraphBuilder(tmp_path) as graph:
         graph.input("x", np.float32, ["rows", weight.shape[1]])
         graph.input("zero_points", np.uint8, ["rows"])
         if scale is not None:
             graph.input("scale", np.float32, ["rows", 1])
-        rows = form.rows(graph, "x", scale=None if scale is None else "scale", zero_points="zero_points")
+        rows = form.rows(graph, "x", scale=None if scale is None else "scale", zero_points="zero_points", least=least)
         graph.node("Identity", [linear(graph, form, rows, "w", weight)], ["y"])
         graph.output("y", np.float32, ["rows", weight.shape[0]])
         graph.save()
@@ -61,6 +61,19 @@ def test_int8_rows_do_not_depend_on_their_neighbours(tmp_path, rng):
     for row in (0, 4, 32):
         alone = layer(tmp_path, EXACT, weight, values[row : row + 1])
         assert alone.tobytes() == together[row].tobytes()
+
+
+@pytest.mark.parametrize("form", [EXACT, Int8(signed_weights=False)], ids=lambda form: form.variant)
+def test_int8_rows_above_a_least_value_use_the_whole_range(tmp_path, rng, form):
+    weight = rng.standard_normal((48, 200), dtype=np.float32)
+    values = np.abs(rng.standard_normal((7, 200), dtype=np.float32)) * 5 - np.float32(0.25)
+    weight_scale = np.abs(weight).max(1) / np.float32(127)
+    row_scale = (values + np.float32(0.25)).max(1) * np.float32(1 / 255)
+    integers = np.rint((values + np.float32(0.25)) / row_scale[:, None]).astype(np.int64)
+    weight_integers = np.rint(weight / weight_scale[:, None]).astype(np.int64)
+    expected = (integers * row_scale[:, None] - 0.25) @ (weight_integers.T * weight_scale)
+    got = layer(tmp_path, form, weight, values, least=-0.25)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_int8_of_a_row_of_zeros_is_zero(tmp_path, rng):

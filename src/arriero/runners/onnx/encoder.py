@@ -16,7 +16,7 @@ only attention works on padded rows, which are gathered for it and gathered back
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 
 from arriero.models.encoder import EncoderCheckpoint
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
-from arriero.runners.onnx.formats import Format, Rows, linear
+from arriero.runners.onnx.formats import Format, linear
 
 MASKED = -1e9
 """What attention adds to the scores of padding."""
+
+LEAST: Mapping[str, float] = {"relu": 0.0, "gelu": -0.17, "gelu_tanh": -0.1701, "silu": -0.2785}
+"""A little below the smallest value that each activation function has."""
 
 
 def build_encoder(
@@ -35,24 +38,38 @@ def build_encoder(
     weights: Format,
     directory: Path,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    reach: Mapping[str, NDArray[np.float32]] | None = None,
+    observed: bool = False,
 ) -> None:
     """Write the graph and the weights of a checkpoint into `directory`; `progress(done, total)` counts layers.
 
-    Raises `ModelLoadError` for a damaged tensor.
+    An `observed` graph has further outputs `reach.NAME`, float32 [hidden]: the largest magnitude of each channel
+    that the linear layer of that name reads from a norm. With these, by name, in `reach`, channels are evened out
+    before they are quantised. Raises `ModelLoadError` for a damaged tensor.
     """
     with GraphBuilder(directory) as graph:
-        _Encoder(graph, checkpoint, weights).build(progress or (lambda done, total: None))
+        _Encoder(graph, checkpoint, weights, reach or {}, observed).build(progress or (lambda done, total: None))
         graph.save()
 
 
 class _Encoder:
     """Appends the layers of one checkpoint to one graph."""
 
-    def __init__(self, graph: GraphBuilder, checkpoint: EncoderCheckpoint, weights: Format) -> None:
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        checkpoint: EncoderCheckpoint,
+        weights: Format,
+        reach: Mapping[str, NDArray[np.float32]],
+        observed: bool,
+    ) -> None:
         self.graph = graph
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.weights = weights
+        self.reach = reach
+        self.observed = observed
         self._shared_bias = ""
 
     def build(self, progress: Callable[[int, int], None]) -> None:
@@ -100,7 +117,7 @@ class _Encoder:
         graph, config = self.graph, self.config
         prefix = f"layers.{layer}.attention"
         local = layer in config.local_layers
-        qkv = self._linear(f"{prefix}.qkv", self._rows(states))
+        qkv = self._linear(f"{prefix}.qkv", states, normed=True)
         padded = graph.op("Gather", [qkv, "places"], axis=0)
         queries, keys, values = (f"{prefix}.{part}" for part in ("queries", "keys", "values"))
         graph.node("Split", [padded], [queries, keys, values], axis=2, num_outputs=3)
@@ -115,7 +132,7 @@ class _Encoder:
             mask_filter_value=MASKED,
         )
         flat = graph.op("Reshape", [attended], ints=[-1, config.hidden_size])
-        return self._linear(f"{prefix}.output", self._rows(graph.op("Gather", [flat, "kept"], axis=0)))
+        return self._linear(f"{prefix}.output", graph.op("Gather", [flat, "kept"], axis=0))
 
     def _turned(self, value: str, theta: float) -> str:
         """Queries or keys with rotary positions; every padded row starts at position 0."""
@@ -152,14 +169,14 @@ class _Encoder:
     def _mlp(self, layer: int, states: str) -> str:
         graph, config = self.graph, self.config
         prefix = f"layers.{layer}.mlp"
-        inner = self._linear(f"{prefix}.inner", self._rows(states))
+        inner = self._linear(f"{prefix}.inner", states, normed=True)
         if config.gated:
             activated, factor = f"{prefix}.activated", f"{prefix}.factor"
             graph.node("Split", [inner], [activated, factor], axis=1, num_outputs=2)
             active = graph.op("Mul", [self._activate(activated), factor])
         else:
             active = self._activate(inner)
-        return self._linear(f"{prefix}.output", self._rows(active))
+        return self._linear(f"{prefix}.output", active, least=None if config.gated else LEAST.get(config.activation))
 
     def _activate(self, value: str) -> str:
         graph, activation = self.graph, self.config.activation
@@ -169,13 +186,20 @@ class _Encoder:
             return graph.op("QuickGelu", [value], domain=CONTRIB, alpha=1.0)  # x * sigmoid(x)
         return graph.op("Gelu", [value], approximate="tanh" if activation == "gelu_tanh" else "none")
 
-    def _linear(self, name: str, rows: Rows) -> str:
-        weight, bias = f"{name}.weight", f"{name}.bias"
-        product = linear(self.graph, self.weights, rows, weight, self.checkpoint.tensor(weight))
-        return self.graph.op("Add", [product, self._constant(bias)]) if bias in self.checkpoint else product
-
-    def _rows(self, value: str) -> Rows:
-        return self.weights.rows(self.graph, value, zero_points="zero_points")
+    def _linear(self, name: str, value: str, *, normed: bool = False, least: float | None = None) -> str:
+        graph = self.graph
+        weight = self.checkpoint.tensor(f"{name}.weight")
+        if normed and self.observed:
+            graph.node("ReduceMax", [graph.op("Abs", [value]), graph.ints(0)], [f"reach.{name}"], keepdims=0)
+            graph.output(f"reach.{name}", np.float32, [self.config.hidden_size])
+        if name in self.reach:
+            factors = evening_factors(self.reach[name], weight)
+            value = graph.op("Mul", [value, graph.constant(f"{name}.evening", 1 / factors)])
+            weight = weight * factors
+        rows = self.weights.rows(graph, value, zero_points="zero_points", least=least)
+        product = linear(graph, self.weights, rows, f"{name}.weight", weight)
+        bias = f"{name}.bias"
+        return graph.op("Add", [product, self._constant(bias)]) if bias in self.checkpoint else product
 
     def _norm(self, name: str, value: str) -> str:
         parts = [self._constant(f"{name}.{kind}") for kind in ("weight", "bias") if f"{name}.{kind}" in self.checkpoint]
@@ -183,6 +207,16 @@ class _Encoder:
 
     def _constant(self, name: str) -> str:
         return self.graph.shared(name, self.checkpoint.tensor(name))
+
+
+def evening_factors(reach: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What each channel is divided by before it is quantised, and its weights multiplied by: see `smoothing`.
+
+    A norm's channels that stand out would leave the others few steps of the row's scale.
+    """
+    largest, least = np.abs(weight).max(axis=0), np.float32(1e-8)
+    evened: NDArray[np.float32] = (reach + reach.mean() / 1000 + least) / (largest + largest.max() / 1000 + least)
+    return np.sqrt(evened)
 
 
 def relative_biases(table: NDArray[np.float32], context: int) -> NDArray[np.float32]:

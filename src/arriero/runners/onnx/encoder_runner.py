@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from arriero.core import EncoderInfo
 from arriero.models.cache import converted
 from arriero.models.encoder import EncoderCheckpoint
+from arriero.models.encoder_config import EncoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.encoder import build_encoder
 from arriero.runners.onnx.formats import ZERO_POINT, Format, Fp32, Int8
@@ -22,8 +24,8 @@ from arriero.runners.pooling import finish
 EncoderWeights = Literal["fp32", "int8"]
 
 RUN_TOKENS = 512
-"""Tokens of one run of the graph, unless one input alone has more; twice as many take more time each, for attention then
-pads more and what lies between two layers leaves the caches."""
+"""Tokens of one run of the graph, unless one input alone has more. With twice as many each takes more time: attention
+pads more, and what lies between two layers leaves the caches."""
 
 
 def load_encoder(
@@ -43,8 +45,32 @@ def load_encoder(
     """
     form: Format = Fp32() if weights == "fp32" else Int8(signed_weights=signed_weights_are_exact())
     key = {"checkpoint": checkpoint.identity, "engine": "onnx-encoder", "weights": form.variant}
-    directory = converted(cache, key, lambda empty: build_encoder(checkpoint, form, empty, progress))
+    directory = converted(cache, key, lambda empty: _convert(checkpoint, form, empty, progress))
     return OnnxEncoder(directory, checkpoint, threads=threads, invariant=form.invariant)
+
+
+def _convert(
+    checkpoint: EncoderCheckpoint, form: Format, directory: Path, progress: Callable[[int, int], None] | None
+) -> None:
+    reach = {}
+    if form.smooth:
+        with tempfile.TemporaryDirectory(dir=directory) as observed:
+            build_encoder(checkpoint, Fp32(), Path(observed), observed=True)
+            reach = _observe(Path(observed), checkpoint.config)
+    build_encoder(checkpoint, form, directory, progress, reach=reach)
+
+
+def _observe(directory: Path, config: EncoderConfig) -> dict[str, NDArray[np.float32]]:
+    """How far each channel reaches where an observed graph reads random tokens: which ones stand out hardly depends
+    on the text."""
+    session = open_session(directory / MODEL_FILE, threads=1)
+    bits = np.random.PCG64(0)
+    length = min(64, config.context)
+    inputs = [(bits.random_raw(length) % config.vocab_size).astype(np.int64) for _ in range(8)]
+    feeds = _feeds(inputs, [length] * len(inputs), config.padding_id)
+    names = [output.name for output in session.get_outputs() if output.name.startswith("reach.")]
+    found = session.run(names, {feed.name: feeds[feed.name] for feed in session.get_inputs()})
+    return {name.removeprefix("reach."): values for name, values in zip(names, found, strict=True)}
 
 
 class OnnxEncoder:
@@ -77,7 +103,9 @@ class OnnxEncoder:
         vectors = np.empty((len(inputs), self._info.width), np.float32)
         for group in _groups(inputs):
             ids = [np.asarray(inputs[index], np.int64) for index in group]
-            states = self._run(ids, [first_segments[index] for index in group])
+            feeds = _feeds(ids, [first_segments[index] for index in group], self._padding_id)
+            wanted = {name: array for name, array in feeds.items() if name in self._wanted}
+            states: NDArray[np.float32] = self._session.run(["states"], wanted)[0]
             start = 0
             for index, tokens in zip(group, ids, strict=True):
                 vectors[index] = self._finish(states[start : start + len(tokens)])
@@ -88,32 +116,33 @@ class OnnxEncoder:
         """See `Encoder.close`."""
         del self._session
 
-    def _run(self, inputs: Sequence[NDArray[np.int64]], first_segments: Sequence[int]) -> NDArray[np.float32]:
-        """The last hidden states of all tokens behind each other, float32 [tokens, hidden]."""
-        lengths = np.array([len(tokens) for tokens in inputs], np.int32)
-        columns = np.arange(lengths.max())
-        real = columns < lengths[:, None]
-        starts = np.cumsum(lengths) - lengths
-        feeds: dict[str, NDArray[Any]] = {
-            "ids": np.concatenate(inputs),
-            "positions": np.concatenate([self._positions(tokens) for tokens in inputs]),
-            "types": np.broadcast_to(columns >= np.array(first_segments)[:, None], real.shape)[real].astype(np.int64),
-            "places": np.where(real, starts[:, None] + columns, 0),
-            "lengths": lengths,
-            "kept": np.flatnonzero(real),
-            "zero_points": np.full(lengths.sum(), ZERO_POINT, np.uint8),
-        }
-        wanted = {name: array for name, array in feeds.items() if name in self._wanted}
-        states: NDArray[np.float32] = self._session.run(["states"], wanted)[0]
-        return states
 
-    def _positions(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row of each token in the table of positions; see `EncoderConfig.padding_id`."""
-        if self._padding_id is None:
-            return np.arange(len(tokens))
-        counted = tokens != self._padding_id
-        positions: NDArray[np.int64] = np.cumsum(counted) * counted + self._padding_id
-        return positions
+def _feeds(
+    inputs: Sequence[NDArray[np.int64]], first_segments: Sequence[int], padding_id: int | None
+) -> dict[str, NDArray[Any]]:
+    """What the graph reads of inputs that lie behind each other; see `encoder`."""
+    lengths = np.array([len(tokens) for tokens in inputs], np.int32)
+    columns = np.arange(lengths.max())
+    real = columns < lengths[:, None]
+    starts = np.cumsum(lengths) - lengths
+    return {
+        "ids": np.concatenate(inputs),
+        "positions": np.concatenate([_positions(tokens, padding_id) for tokens in inputs]),
+        "types": np.broadcast_to(columns >= np.array(first_segments)[:, None], real.shape)[real].astype(np.int64),
+        "places": np.where(real, starts[:, None] + columns, 0),
+        "lengths": lengths,
+        "kept": np.flatnonzero(real),
+        "zero_points": np.full(lengths.sum(), ZERO_POINT, np.uint8),
+    }
+
+
+def _positions(tokens: NDArray[np.int64], padding_id: int | None) -> NDArray[np.int64]:
+    """Row of each token in the table of positions; see `EncoderConfig.padding_id`."""
+    if padding_id is None:
+        return np.arange(len(tokens))
+    counted = tokens != padding_id
+    positions: NDArray[np.int64] = np.cumsum(counted) * counted + padding_id
+    return positions
 
 
 def _groups(inputs: Sequence[Sequence[int]]) -> Iterator[list[int]]:

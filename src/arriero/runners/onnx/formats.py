@@ -42,6 +42,9 @@ class Rows:
     """What those lacked."""
     step: float = 1.0
     """What the integers count in, where it is the same for all rows; products take it in."""
+    zero_point: int = ZERO_POINT
+    """The integer that stands for `offset`."""
+    offset: float = 0.0
 
 
 class Format(Protocol):
@@ -60,11 +63,19 @@ class Format(Protocol):
         ...
 
     def rows(
-        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+        self,
+        graph: GraphBuilder,
+        value: str,
+        *,
+        scale: str | None = None,
+        zero_points: str = "",
+        normed: bool = False,
+        least: float | None = None,
     ) -> Rows:
         """Make float rows ready to be multiplied; `scale` is a factor [rows, 1] that they still lack.
 
-        `normed` rows come as a norm leaves them, with a mean square of 1.
+        `normed` rows come as a norm leaves them, with a mean square of 1. Rows with a `least` hold nothing smaller
+        than this negative number, and nothing that they lack a factor for.
         """
         ...
 
@@ -77,6 +88,10 @@ def linear(graph: GraphBuilder, weights: Format, rows: Rows, name: str, weight: 
     """A whole linear layer: [rows, in] to float32 [rows, out]."""
     product = weights.product(graph, rows, name, weight)
     whole = product if rows.scale is None else graph.op("Mul", [product, rows.scale])
+    if rows.offset:
+        integers, steps = quantise_rows(weight)
+        sums = (integers.sum(axis=1) * steps * rows.offset).astype(np.float32)
+        whole = graph.op("Add", [whole, graph.constant(f"{name}.offset", sums)])
     graph.linears.append(Linear(name, rows.original, rows.original_scale or "", whole, ""))
     return whole
 
@@ -101,7 +116,14 @@ class Fp32:
         return self
 
     def rows(
-        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+        self,
+        graph: GraphBuilder,
+        value: str,
+        *,
+        scale: str | None = None,
+        zero_points: str = "",
+        normed: bool = False,
+        least: float | None = None,
     ) -> Rows:
         """Rows as they are."""
         return Rows(value, scale, value, scale)
@@ -134,7 +156,14 @@ class Int8:
         return self
 
     def rows(
-        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+        self,
+        graph: GraphBuilder,
+        value: str,
+        *,
+        scale: str | None = None,
+        zero_points: str = "",
+        normed: bool = False,
+        least: float | None = None,
     ) -> Rows:
         """Quantise each row to its own range; `zero_points` names uint8 [rows], 128 each.
 
@@ -142,8 +171,10 @@ class Int8:
         """
         if normed and self.even:
             even_step = np.array(EVEN_REACH / 127, np.float32)
-            constants = [graph.shared("even_step", even_step), graph.shared("zero_point", ZERO)]
+            constants = [graph.shared("even_step", even_step), graph.shared(f"zero_point_{ZERO_POINT}", ZERO)]
             return Rows(graph.op("QuantizeLinear", [value, *constants]), scale, value, scale, float(even_step))
+        if least is not None:
+            return self._rows_above(graph, value, least)
         largest = graph.op("ReduceMax", [graph.op("Abs", [value])], ints=[1], keepdims=1)
         step = graph.op("Mul", [largest, graph.shared("int8_range", np.array(1 / 127, np.float32))])
         # A row of zeros has step 0: it is quantised to some integers, and those times 0 are 0 again.
@@ -151,11 +182,18 @@ class Int8:
         integers = graph.op("QuantizeLinear", [value, flat, zero_points], axis=0)
         return Rows(integers, step if scale is None else graph.op("Mul", [step, scale]), value, scale)
 
+    def _rows_above(self, graph: GraphBuilder, value: str, least: float) -> Rows:
+        """Rows whose integers begin at `least`: what activation functions leave reaches far on one side only."""
+        lowest = graph.shared(f"least_{least}", np.array(least, np.float32))
+        raised = graph.op("Sub", [value, lowest])
+        largest = graph.op("ReduceMax", [raised], ints=[1], keepdims=1)
+        step = graph.op("Mul", [largest, graph.shared("uint8_range", np.array(1 / 255, np.float32))])
+        integers = graph.op("QuantizeLinear", [raised, graph.op("Reshape", [step], ints=[-1])], axis=0)
+        return Rows(integers, step, value, None, zero_point=0, offset=least)
+
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """Exact integer product; each output channel has a scale of its own."""
-        scale = np.abs(weight).max(axis=1) / np.float32(127)
-        scale[scale == 0] = 1
-        integers = np.rint(weight / scale[:, None]).astype(np.int16)
+        integers, scale = quantise_rows(weight)
         stored = integers.astype(np.int8) if self.signed_weights else (integers + 128).astype(np.uint8)
         zero_point = np.int8(0) if self.signed_weights else np.uint8(128)
         return graph.op(
@@ -165,7 +203,7 @@ class Int8:
                 graph.constant(f"{name}.integers", np.ascontiguousarray(stored.T)),
                 graph.shared("one", np.array(1, np.float32)),
                 graph.constant(f"{name}.scale", (scale * np.float32(rows.step)).astype(np.float32)),
-                graph.shared("zero_point", ZERO),
+                graph.shared(f"zero_point_{rows.zero_point}", np.array(rows.zero_point, np.uint8)),
                 graph.shared("weight_zero_point", np.array(zero_point)),
             ],
             domain=CONTRIB,
@@ -194,7 +232,14 @@ class Blockwise:
         return Blockwise(bits=8, block=self.block)
 
     def rows(
-        self, graph: GraphBuilder, value: str, *, scale: str | None = None, zero_points: str = "", normed: bool = False
+        self,
+        graph: GraphBuilder,
+        value: str,
+        *,
+        scale: str | None = None,
+        zero_points: str = "",
+        normed: bool = False,
+        least: float | None = None,
     ) -> Rows:
         """Rows as they are; the kernel quantises them."""
         return Rows(value, scale, value, scale)
@@ -217,6 +262,13 @@ class Blockwise:
             block_size=self.block,
             accuracy_level=4,
         )
+
+
+def quantise_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """8-bit integers of [out, in], from -127 to 127, and the step of each output channel, [out]."""
+    scale = np.abs(weight).max(axis=1) / np.float32(127)
+    scale[scale == 0] = 1
+    return np.rint(weight / scale[:, None]).astype(np.int16), scale
 
 
 def quantise_blocks_symmetric(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
