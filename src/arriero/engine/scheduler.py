@@ -52,15 +52,11 @@ from arriero.core import (
 from arriero.engine import limits
 from arriero.engine.beams import Candidate
 from arriero.engine.encodings import Encoded, Encoding, Encodings, take
+from arriero.engine.pace import Pace
 from arriero.engine.prefixes import Prefixes
 from arriero.engine.sequence import Group, Sequence, group_of
 from arriero.engine.step import Results, Step
 from arriero.errors import InvalidRequest, Overloaded
-
-FADE = 0.9
-"""How much each request that ends leaves of what is known of earlier ones."""
-
-LONGEST_RETRY_AFTER = 60.0
 
 
 class Scheduler:
@@ -104,8 +100,7 @@ class Scheduler:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
-        self._busy_seconds = 0.0  # these two fade as requests end; their ratio is the recent pace
-        self._num_ended = 0.0
+        self._pace = Pace()
 
     def submit(self, request: GenerationRequest, constraint: Constraint | None = None) -> Group:
         """Queue a request; the group it returns comes back in the events and serves to abort.
@@ -180,7 +175,7 @@ class Scheduler:
         aborted while the step ran is ignored.
         """
         self._num_steps += bool(step.rows or step.readings)
-        self._busy_seconds += self._clock() - step.started
+        self._pace.work(self._clock() - step.started)
         events: list[tuple[Group, Event]] = []
         for row, sequence in zip(step.rows, step.sequences, strict=True):
             sequence.num_computed_tokens += len(row.tokens)
@@ -222,7 +217,7 @@ class Scheduler:
         self._waiting.append(group)
         if self._num_queued() > self._max_queue:
             self._waiting.pop()
-            raise Overloaded("The queue is full.", retry_after=self._retry_after())
+            raise Overloaded("The queue is full.", retry_after=self._pace.retry_after(len(self._waiting)))
 
     def _admit(self) -> None:
         for _ in range(len(self._waiting) - self._num_queued()):
@@ -254,11 +249,6 @@ class Scheduler:
             if slots < 0 or tokens < 0:
                 return len(self._waiting) - num_admitted
         return 0
-
-    def _retry_after(self) -> float:
-        """Seconds in which, at the recent pace, as many requests end as are waiting now; between 1 and 60."""
-        pace = self._busy_seconds / self._num_ended if self._num_ended else 0.0
-        return min(max(1.0, len(self._waiting) * pace), LONGEST_RETRY_AFTER)
 
     # Steps
 
@@ -404,11 +394,11 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_prompt_tokens
         self._running.append(sequence)
 
-    def _free(self, sequences: Iterable[Sequence]) -> None:
-        """Let the slots of sequences that are over be anybody's."""
-        for sequence in sequences:
-            heapq.heappush(self._free_slots, sequence.slot)
-            self._frees.append(sequence.slot)
+    def _free(self, holders: Iterable[Sequence | Encoding]) -> None:
+        """Let the slots of what is over be anybody's."""
+        for holder in holders:
+            heapq.heappush(self._free_slots, holder.slot)
+            self._frees.append(holder.slot)
 
     def _release(self, sequence: Sequence) -> None:
         """End a sequence; its contents stay readable for the copies that the next step begins with, or longer."""
@@ -419,15 +409,10 @@ class Scheduler:
         group = sequence.group
         group.num_unfinished -= 1
         if group.num_unfinished == 0:
-            self._note_end()
+            self._pace.end()
 
     def _release_encoding(self, encoding: Encoding) -> None:
         encoding.finished = True
-        heapq.heappush(self._free_slots, encoding.slot)
-        self._frees.append(encoding.slot)
+        self._free([encoding])
         self._reserved_tokens -= encoding.num_reserved_tokens
-        self._note_end()
-
-    def _note_end(self) -> None:
-        self._num_ended = (self._num_ended + 1) * FADE
-        self._busy_seconds *= FADE
+        self._pace.end()
