@@ -38,9 +38,10 @@ class TextEncoder:
 
     async def texts(self, texts: Sequence[str], name: Callable[[int], str]) -> Vectors:
         """A vector for each text, float32 [texts, width], of length 1 if the model's are meant to be."""
-        tokenize = self.model.tokenizer.encode
-        inputs = await apart_if_long(sum(map(len, texts)), lambda: [tokenize(text) for text in texts])
-        return await self._vectors([self._fitted(tokens, name(index)) for index, tokens in enumerate(inputs)])
+        inputs = await apart_if_long(sum(map(len, texts)), lambda: [self._tokenize(text) for text in texts])
+        for index, tokens in enumerate(inputs):
+            self._check(tokens, name(index))
+        return await self._vectors(inputs)
 
     async def tokens(self, inputs: Sequence[Sequence[int]], name: Callable[[int], str]) -> Vectors:
         """The same for token ids, which are taken as they are."""
@@ -51,6 +52,19 @@ class TextEncoder:
         for index, tokens in enumerate(inputs):
             self._check(tokens, name(index))
         return await self._vectors(inputs)
+
+    async def pairs(self, pairs: Sequence[tuple[str, str]], name: Callable[[int], str]) -> Vectors:
+        """What the model's classification head makes of each pair of texts, float32 [pairs]."""
+        tokenizer = self.model.tokenizer
+        limit = self._context if self._truncate else None
+        inputs = await apart_if_long(
+            sum(len(first) + len(second) for first, second in pairs),
+            lambda: [tokenizer.encode_pair(first, second, max_tokens=limit) for first, second in pairs],
+        )
+        for index, (tokens, _) in enumerate(inputs):
+            self._check(tokens, name(index))
+        logits = (await self._encode([tokens for tokens, _ in inputs], [length for _, length in inputs]))[:, 0]
+        return sigmoid(logits) if self.model.vectors.activation == "sigmoid" else logits
 
     async def _vectors(self, inputs: Sequence[Sequence[int]]) -> Vectors:
         vectors = await self._encode(inputs, [len(tokens) for tokens in inputs])
@@ -66,14 +80,10 @@ class TextEncoder:
                 param=_param(name),
             )
 
-    def _fitted(self, tokens: list[int], name: str) -> list[int]:
-        """A text's token ids, cut if that is asked for; the special tokens that end it stay."""
+    def _tokenize(self, text: str) -> list[int]:
+        tokens = self.model.tokenizer.encode(text)
         if self._truncate and len(tokens) > self._context:
-            end = len(tokens)
-            while end and self.model.tokenizer.is_special(tokens[end - 1]):
-                end -= 1
-            tokens = [*tokens[: self._context - (len(tokens) - end)], *tokens[end:]]
-        self._check(tokens, name)
+            return self.model.tokenizer.encode_within(text, self._context)
         return tokens
 
     async def _encode(self, inputs: Sequence[Sequence[int]], first_segments: Sequence[int]) -> Vectors:
@@ -97,6 +107,12 @@ async def answered(request: Request, ignored: list[str], work: Coroutine[Any, An
     return Response(
         orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
     )
+
+
+def sigmoid(values: Vectors) -> Vectors:
+    """Logits as probabilities."""
+    result: Vectors = np.reciprocal(1 + np.exp(-np.clip(values, -80, 80)))
+    return result
 
 
 def normalised(vectors: Vectors) -> Vectors:

@@ -66,13 +66,13 @@ def find_model(pool: Pool, name: str, profile: Profile, ignored: list[str]) -> S
         return pool.list()[0]
 
 
-def require(model: ServedModel, task: Task) -> ServedModel:
-    """The model itself, if it can do what is asked for; raises `InvalidRequest` saying what it can do."""
+def require(model: ServedModel, task: Task, asked: Task | None = None) -> ServedModel:
+    """The model itself, if it can do `task`; raises `InvalidRequest` saying what it can do, and not what was asked."""
     if task in model.card.tasks:
         return model
     able = ", ".join(model.card.tasks)
     raise InvalidRequest(
-        f"The model '{model.name}' cannot be asked for {_NAMES[task]}; it can do: {able}.",
+        f"The model '{model.name}' cannot be asked for {_NAMES[asked or task]}; it can do: {able}.",
         param="model",
         code="unsupported_task",
     )

@@ -1,6 +1,6 @@
 """`POST /v1/rerank` and `POST /v1/score`: how near texts are to each other.
 
-A model that embeds compares their vectors by the cosine of the angle between them.
+A model with a classification head reads both texts together; any other that embeds compares their vectors.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ async def _relevance(encoder: TextEncoder, query: str, texts: Sequence[str]) -> 
     def called(index: int) -> str:
         return f"documents.{index}"
 
+    if "embedding" not in encoder.model.card.tasks:
+        return await encoder.pairs([(query, text) for text in texts], called)
     before = encoder.model.vectors.before
     before_query, before_text = before("query"), before("document")
     vectors = await encoder.texts(
@@ -106,6 +108,9 @@ async def _score(model: ServedModel, parameters: ScoreParameters) -> dict[str, A
 
 
 async def _nearness(encoder: TextEncoder, firsts: list[str], seconds: list[str]) -> Vectors:
+    if "embedding" not in encoder.model.card.tasks:
+        pairs = zip(firsts * (len(seconds) // len(firsts)), seconds, strict=True)
+        return await encoder.pairs(list(pairs), lambda index: f"text_2.{index}")
     before = encoder.model.vectors.before()
     split = len(firsts)
     vectors = await encoder.texts(

@@ -94,6 +94,8 @@ class Batches:
             InvalidRequest, ContextOverflow: it can never run, see `limits.check_inputs`.
             Overloaded: it would have to wait, and `max_queue` requests are waiting already.
         """
+        if request.adapter:
+            raise InvalidRequest(f"The model has no adapter {request.adapter}.", param="model")
         limits.check_inputs(request, self._info.vocab_size, self._info.context)
         if request.first_segments and len(request.first_segments) != len(request.inputs):
             raise InvalidRequest("There must be as many first segments as inputs.", param="input")

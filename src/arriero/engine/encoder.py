@@ -57,6 +57,11 @@ class EncodingEngine:
         """Tokens that an input may have; known once started."""
         return self._context
 
+    @property
+    def source_context(self) -> int:
+        """0: it is no encoder-decoder."""
+        return 0
+
     async def start(self) -> None:
         """Make the encoder in the model thread and wait until it is ready; raises `ModelLoadError`."""
         await self._thread.start()

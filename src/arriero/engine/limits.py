@@ -18,7 +18,7 @@ def check(request: GenerationRequest, info: RunnerInfo, token_budget: int) -> No
     sampling.check(request.sampling)
     _check_counts(request)
     _check_beams(request)
-    _check_tokens(request, _vocabulary(request, info))
+    _check_tokens(request, vocabulary(request, info))
     _check_slots(request, info.num_slots)
     if info.source_context:
         _check_source(request, info)
@@ -27,14 +27,13 @@ def check(request: GenerationRequest, info: RunnerInfo, token_budget: int) -> No
     _check_budget(request, token_budget)
 
 
-def check_inputs(request: EncodingRequest, info: RunnerInfo, context: int) -> None:
+def check_inputs(request: EncodingRequest, vocab_size: int, context: int) -> None:
     """Raise what is wrong with an encoding request, before it is queued.
 
     Raises:
         InvalidRequest: there is no input, or one without tokens, or a token id is out of range.
         ContextOverflow: an input is longer than the context.
     """
-    vocab_size = _vocabulary(request, info)
     if not request.inputs or not all(request.inputs):
         raise InvalidRequest("An input needs at least one token.", param="input")
     for index, tokens in enumerate(request.inputs):
@@ -46,7 +45,7 @@ def check_inputs(request: EncodingRequest, info: RunnerInfo, context: int) -> No
             )
 
 
-def _vocabulary(request: GenerationRequest | EncodingRequest, info: RunnerInfo) -> int:
+def vocabulary(request: GenerationRequest | EncodingRequest, info: RunnerInfo) -> int:
     """Tokens that the request's adapter knows."""
     if not 0 <= request.adapter <= info.num_adapters:
         raise InvalidRequest(f"The model has no adapter {request.adapter}.", param="model")

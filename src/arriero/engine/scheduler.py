@@ -125,7 +125,9 @@ class Scheduler:
         """
         if not self._info.hidden_size:
             raise InvalidRequest("This model gives no vectors.", param="model")
-        limits.check_inputs(request, self._info, min(self._info.context, self._token_budget))
+        limits.check_inputs(
+            request, limits.vocabulary(request, self._info), min(self._info.context, self._token_budget)
+        )
         vectors = np.empty((len(request.inputs), self._info.hidden_size), np.float32)
         encoding = Encoding(request, vectors)
         self._queue(encoding)
