@@ -14,7 +14,7 @@ from arriero.api.limits import Limits
 from arriero.api.profile import PROFILES
 from arriero.app.adapters import constraints_of, open_adapters, read_vocabularies, with_variants
 from arriero.app.encoder import encoder_model
-from arriero.app.engines import Choice, choose_engine
+from arriero.app.engines import Choice, choose_engine, is_encoder
 from arriero.app.pickles import without_pickles
 from arriero.app.script import scripted_model
 from arriero.app.served import fingerprint_of, serve_runner
@@ -26,7 +26,6 @@ from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.download import Progress
-from arriero.models.kind import kind_of
 from arriero.models.resolve import Resolved, resolve
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
@@ -90,9 +89,9 @@ def _loaded(
     if settings.engine == "scripted":
         return scripted_model(settings)
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
-    if kind_of(resolved.path) == "encoder":
-        return encoder_model(settings, resolved, on_convert)
     choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
+    if is_encoder(resolved.path):
+        return encoder_model(settings, resolved, choice, on_convert)
     if choice.engine == "torch":
         return torch_model(settings, resolved, choice, on_download)
     readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))

@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
+from arriero.app.engines import Choice
 from arriero.app.served import fingerprint_of, vocabulary_digest
 from arriero.config import Settings
 from arriero.engine.encoder import EncodingEngine
 from arriero.errors import ConfigError, UnsupportedModel
 from arriero.machine import physical_cores
-from arriero.models.card import VECTOR_TASKS, ModelCard
+from arriero.models.card import ModelCard, encoder_tasks
 from arriero.models.encoder import EncoderCheckpoint, open_encoder
 from arriero.models.resolve import Resolved
 from arriero.models.tokenizer import load_tokenizer
 from arriero.pool import ServedModel, Vectors
 
 logger = logging.getLogger(__name__)
-REASON = "Encoders run on it."
 
 
-def encoder_model(settings: Settings, resolved: Resolved, on_convert: Callable[[int, int], None] | None) -> ServedModel:
+def encoder_model(
+    settings: Settings, resolved: Resolved, choice: Choice, on_convert: Callable[[int, int], None] | None
+) -> ServedModel:
     """The encoder in a directory, on the onnx engine.
 
     Raises:
@@ -60,11 +62,11 @@ def encoder_model(settings: Settings, resolved: Resolved, on_convert: Callable[[
         source_format=checkpoint.source_format,
         weights=weights,
         invariant=encoder.info.invariant,
-        tasks=VECTOR_TASKS if checkpoint.task == "embed" else ("rerank", "score"),
+        tasks=encoder_tasks(checkpoint.task),
         engine="onnx",
-        engine_reason=REASON,
+        engine_reason=choice.reason,
     )
-    logger.info("%s runs on the onnx engine (cpu, %s). %s", card.name, weights, REASON)
+    logger.info("%s runs on the onnx engine (cpu, %s). %s", card.name, weights, choice.reason)
     return ServedModel(
         card=card,
         created=int(time.time()),
@@ -79,8 +81,6 @@ def encoder_model(settings: Settings, resolved: Resolved, on_convert: Callable[[
 
 
 def _check(settings: Settings, resolved: Resolved) -> None:
-    if settings.engine == "torch":
-        raise ConfigError("--engine is torch, but encoders run on the onnx engine")
     if settings.gpus is not None and settings.gpus != "none":
         raise ConfigError(f"--gpus is {settings.gpus}, but encoders run on the onnx engine, which uses the CPU")
     if settings.context:

@@ -10,8 +10,10 @@ from typing import Literal
 from arriero.app.pickles import torch_is_installed
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
+from arriero.models.encoder import open_encoder
 from arriero.models.families import family_of
 from arriero.models.json_files import Settings, brief, read_json
+from arriero.models.kind import kind_of
 from arriero.models.layout import check_config
 from arriero.models.pickled import pickled_weights
 
@@ -39,6 +41,11 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
         ModelLoadError, UnsupportedModel: it is damaged, or nothing here computes it.
         ConfigError: the settings exclude each other.
     """
+    if is_encoder(path):
+        if engine == "torch":
+            raise ConfigError("--engine is torch, but encoders run on the onnx engine")
+        open_encoder(path)
+        return Choice("onnx", "Encoders run on it.")
     if engine == "torch":
         if path.is_file():
             raise ConfigError("--engine torch reads Hugging Face directories; GGUF files are for the onnx engine")
@@ -65,6 +72,14 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
     return Choice(
         "onnx", "The settings ask for it." if engine == "onnx" else "It can, and it is the faster one on a CPU."
     )
+
+
+def is_encoder(path: Path) -> bool:
+    """Whether it gives vectors instead of text; what is wrong with its files is left to who reads them."""
+    try:
+        return kind_of(path) == "encoder"
+    except ModelLoadError:
+        return False
 
 
 def require_torch(choice: Choice, path: Path) -> None:

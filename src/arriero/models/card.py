@@ -48,6 +48,11 @@ def decoder_tasks(*, chats: bool, embeds: bool) -> tuple[Task, ...]:
     return (*tasks, *VECTOR_TASKS) if embeds else tasks
 
 
+def encoder_tasks(task: Literal["embed", "score"]) -> tuple[Task, ...]:
+    """What an encoder can be asked for; a classification head scores pairs, and that alone."""
+    return VECTOR_TASKS if task == "embed" else ("rerank", "score")
+
+
 def num_parameters(config: DecoderConfig) -> int:
     """Weights of a model of this configuration."""
     return sum(math.prod(shape) for _, shape in tensor_shapes(config))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.architecture import DecoderConfig
-from arriero.models.card import VECTOR_TASKS, Task, decoder_tasks, num_parameters
+from arriero.models.card import Task, decoder_tasks, encoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.encoder import open_encoder
 from arriero.models.gguf_file import GGUFFile
@@ -76,7 +76,7 @@ def _of_encoder(path: Path) -> Description:
         vocab_size=checkpoint.config.vocab_size,
         source_format=checkpoint.source_format,
         has_chat_template=False,
-        tasks=VECTOR_TASKS if checkpoint.task == "embed" else ("rerank", "score"),
+        tasks=encoder_tasks(checkpoint.task),
     )
 
 
