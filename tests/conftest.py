@@ -20,8 +20,8 @@ from huggingface_hub import close_session, constants
 
 from arriero.api.application import application
 from arriero.api.generation import Delivery
-from arriero.app import create_app
 from arriero.app import load as load_model
+from arriero.app.web import create_app
 from arriero.config import Settings, load
 from arriero.core import EngineStats
 from arriero.models.catalog import DEFAULT_MODEL

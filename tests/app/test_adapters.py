@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from arriero.app import create_app, load
+from arriero.app import load
+from arriero.app.web import create_app
 from arriero.config import Settings
 from arriero.errors import ConfigError, ModelLoadError
 from directories import write_model, write_tokenizer

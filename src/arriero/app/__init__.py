@@ -1,4 +1,4 @@
-"""The composition root: settings in, a served model and an ASGI application out."""
+"""The composition root: settings in, a served model and (`app.web`) an ASGI application out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Literal
 
-from arriero.api.application import application
-from arriero.api.generation import Delivery
-from arriero.api.limits import Limits
-from arriero.api.profile import PROFILES
 from arriero.app.adapters import constraints_of, open_adapters, read_vocabularies, with_variants
 from arriero.app.encoder import encoder_model
 from arriero.app.engines import Choice, choose_engine, is_encoder
@@ -27,9 +23,8 @@ from arriero.models.card import ModelCard, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.download import Progress
 from arriero.models.resolve import Resolved, resolve
-from arriero.pool import Pool, ServedModel
+from arriero.pool import ServedModel
 from arriero.text import alpaca
-from arriero.wire.headers import Application
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +51,6 @@ def load(
         settings = settings.model_copy(update={"model_name": ALPACA_NAME})
     model = _loaded(settings, on_download, on_convert)
     return model if settings.profile == "openai" else _as_alpaca(model)
-
-
-def create_app(settings: Settings, model: ServedModel) -> Application:
-    """The application that answers for `model` and its variants, whose engine the caller starts and closes."""
-    limits = Limits(
-        max_prompt=settings.completion_max_prompt,
-        max_tokens=settings.completion_max_tokens,
-        max_n=settings.completion_max_n,
-        max_logprobs=settings.completion_max_logprobs,
-    )
-    delivery = Delivery(profile=PROFILES[settings.profile], limits=limits, body_limit=settings.body_limit)
-    return application(Pool([model]), delivery=delivery)
 
 
 def _as_alpaca(model: ServedModel) -> ServedModel:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import shlex
 import signal
 import sys
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -52,12 +54,16 @@ def _quit(number: int, frame: object) -> None:
 def _serve(settings: config.Settings, listener: socket.socket) -> None:
     import uvloop
 
-    from arriero.app import create_app, load
+    # The web framework takes about as long to import as the weights to open, which needs no Python: both at once.
+    threading.Thread(target=importlib.import_module, args=("arriero.app.web",), daemon=True).start()
+    from arriero.app import load
     from arriero.cli import server
     from arriero.cli.progress import Bars
 
     with Bars() as bars:
         model = load(settings, on_download=bars.download, on_convert=bars.convert)
+
+    from arriero.app.web import create_app
 
     async def drain() -> None:
         await model.engine.close(settings.grace)

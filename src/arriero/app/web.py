@@ -1,0 +1,23 @@
+"""The web's side of the composition root, apart because the web framework takes long to import."""
+
+from __future__ import annotations
+
+from arriero.api.application import application
+from arriero.api.generation import Delivery
+from arriero.api.limits import Limits
+from arriero.api.profile import PROFILES
+from arriero.config import Settings
+from arriero.pool import Pool, ServedModel
+from arriero.wire.headers import Application
+
+
+def create_app(settings: Settings, model: ServedModel) -> Application:
+    """The application that answers for `model` and its variants, whose engine the caller starts and closes."""
+    limits = Limits(
+        max_prompt=settings.completion_max_prompt,
+        max_tokens=settings.completion_max_tokens,
+        max_n=settings.completion_max_n,
+        max_logprobs=settings.completion_max_logprobs,
+    )
+    delivery = Delivery(profile=PROFILES[settings.profile], limits=limits, body_limit=settings.body_limit)
+    return application(Pool([model]), delivery=delivery)
