@@ -23,8 +23,9 @@ def directory(tmp_path):
 def test_what_onnx_does_not_take_goes_to_torch(directory):
     choice = choose_engine(directory("T5ForConditionalGeneration"))
     assert choice.engine == "torch"
-    assert choice.reason.startswith("The onnx engine does not take it: ")
-    assert "T5ForConditionalGeneration" in choice.reason
+    assert choice.reason == "The onnx engine does not know the architecture T5ForConditionalGeneration."
+    choice = choose_engine(directory("T5ForConditionalGeneration", model_type="t5"))
+    assert choice.reason == "It is an encoder-decoder; the onnx engine computes decoders."
 
 
 def no_torch(monkeypatch):

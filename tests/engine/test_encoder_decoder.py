@@ -1,6 +1,9 @@
 """Requests to an encoder-decoder: what is encoded when, what counts as prompt, what is refused."""
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arriero.core import Beams, Finished, GenerationRequest, Row, Sampling, Token, Want
 from arriero.engine.local import LocalEngine, execute
@@ -152,3 +155,80 @@ async def test_an_engine_tells_both_limits():
         assert happened == [Token(0, 7), Token(0, 8), Finished(0, "stop", 3, ending=Token(0, END))]
     finally:
         await engine.close()
+
+
+class Attentive(ScriptedRunner):
+    """Logits that depend on the source and on every token, so that one wrong token anywhere shows in the answer."""
+
+    def __init__(self, num_slots):
+        super().__init__(
+            vocab_size=16,
+            num_slots=num_slots,
+            context=CONTEXT,
+            end_token_id=END,
+            source_context=SOURCE_CONTEXT,
+            decoder_start=(START, FORCED),
+        )
+
+    def step(self, rows):
+        super().step(rows)
+        logits = []
+        for row in rows:
+            held = self._slots[row.slot]
+            logits.append(np.random.default_rng([*held.source, 99, *held.tokens]).normal(size=16) * 2)
+        return np.array(logits, dtype=np.float32)
+
+
+def random_request(source, max_tokens, n, seed, beams, penalty):
+    return ask(
+        *source,
+        max_tokens=max_tokens,
+        n=n,
+        sampling=Sampling(temperature=0.0 if beams else 1.0, seed=seed, repetition_penalty=penalty),
+        beams=Beams(num_beams=n + 1) if beams else None,
+    )
+
+
+prompts = st.lists(st.lists(st.integers(1, 15), min_size=1, max_size=12).map(tuple), min_size=1, max_size=2)
+requests = st.builds(
+    random_request,
+    prompts,
+    st.integers(1, 8),
+    st.integers(1, 2),
+    st.integers(0, 3),
+    st.booleans(),
+    st.sampled_from([1.0, 1.5]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.lists(requests, min_size=2, max_size=6),
+    num_slots=st.integers(6, 12),
+    budget=st.integers(200, 400),
+    chunk=st.integers(1, 30),
+    aborted=st.integers(0, 5),
+)
+def test_everybody_gets_what_they_would_get_alone(requests, num_slots, budget, chunk, aborted):
+    runner = Attentive(num_slots)
+    scheduler = make_scheduler(runner, token_budget=budget, chunk=chunk, chunk_beside_decode=chunk)
+    groups, happened = [], []
+    for place, request in enumerate(requests):
+        groups.append(scheduler.submit(request))
+        if place % 2:  # some come while others run
+            step = scheduler.schedule()
+            happened += scheduler.update(step, execute(runner, step)) if step else []
+    gone = groups[aborted] if aborted < len(groups) else None
+    if gone:
+        scheduler.abort(gone)
+    happened += run(scheduler, runner)[1]
+    for group, request in zip(groups, requests, strict=True):
+        if group is not gone:
+            lonely = Attentive(num_slots)
+            alone = make_scheduler(lonely, token_budget=400)
+            alone.submit(request)
+            expected = [event for _, event in run(alone, lonely)[1]]
+            own = [event for owner, event in happened if owner is group]
+            assert sorted(own, key=lambda event: event.index) == sorted(expected, key=lambda event: event.index)
+    assert scheduler.stats().reserved_tokens == 0
+    assert all(not slot.tokens and not slot.source for slot in runner._slots)

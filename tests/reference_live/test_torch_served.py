@@ -1,6 +1,5 @@
 """`arriero serve DIR` as a process of its own, asked by openai-python: a decoder and an encoder-decoder on torch."""
 
-import re
 import socket
 import subprocess
 import sys
@@ -82,9 +81,8 @@ def streamed(stream):
 
 def test_the_log_says_which_engine_and_why(decoder):
     *_, log = decoder
-    assert re.search(
-        r"tiny-gpt2 runs on the torch engine \(cpu, fp32\)\. The onnx engine does not take it: ", log.read_text()
-    )
+    why = "The onnx engine does not know the architecture GPT2LMHeadModel."
+    assert f"tiny-gpt2 runs on the torch engine (cpu, fp32). {why}" in " ".join(log.read_text().split())
 
 
 def test_a_decoder_answers_as_transformers_does(decoder):

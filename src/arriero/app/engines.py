@@ -11,7 +11,7 @@ from arriero.app.pickles import torch_is_installed
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.encoder import open_encoder
-from arriero.models.families import family_of
+from arriero.models.families import ARCHITECTURES, family_of
 from arriero.models.json_files import Settings, brief, read_json
 from arriero.models.kind import kind_of
 from arriero.models.layout import check_config
@@ -68,7 +68,7 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
         if engine == "onnx" or path.is_file() or not _writes_text(path):
             raise
         _refuse_quantised(path)
-        return Choice("torch", f"The onnx engine does not take it: {error}")
+        return Choice("torch", _reason(path, error))
     return Choice(
         "onnx", "The settings ask for it." if engine == "onnx" else "It can, and it is the faster one on a CPU."
     )
@@ -111,6 +111,16 @@ def _needs_only_other_files(path: Path) -> bool:
     except UnsupportedModel:
         return False
     return True
+
+
+def _reason(path: Path, error: UnsupportedModel) -> str:
+    """Why the onnx engine does not compute a model, in fewer words than the error has."""
+    names = read_json(path / "config.json").get("architectures")
+    if names and kind_of(path) == "encoder-decoder":
+        return "It is an encoder-decoder; the onnx engine computes decoders."
+    if names and names[0] not in ARCHITECTURES:
+        return f"The onnx engine does not know the architecture {names[0]}."
+    return f"The onnx engine does not take it: {error}"
 
 
 def _refuse_quantised(path: Path) -> None:

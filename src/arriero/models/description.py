@@ -101,7 +101,14 @@ def _from_directory(path: Path, template: bool) -> Description:
         vocab_size=_typed(values.get("vocab_size"), int),
         source_format=_most(weights),
         has_chat_template=template,
+        tasks=_tasks(path, template),
     )
+
+
+def _tasks(path: Path, template: bool) -> tuple[Task, ...]:
+    """What the torch engine would do with it; an encoder-decoder needs no template to be talked to."""
+    chats = kind_of(path) == "encoder-decoder"
+    return decoder_tasks(chats=template or chats, embeds=not chats)
 
 
 def _from_gguf(path: Path, template: bool) -> Description:
