@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from arriero.app import create_app, load
+from arriero.app import load
+from arriero.app.web import create_app
 from arriero.config import Settings
 from arriero.errors import ConfigError, UnsupportedModel
 from arriero.models.encoder import open_encoder
