@@ -288,13 +288,13 @@ def test_flipped_bytes_of_a_gguf_file_are_a_sentence_or_harmless(outcome, gguf, 
     draw = random.Random(3)
     path = tmp_path / "Tiny.gguf"
     complaints = 0
-    for turn in range(120):
+    for turn in range(70):
         place = draw.randrange(700 if turn % 2 else len(content) - 40_000)
         kept, content[place] = content[place], draw.randrange(256)
         path.write_bytes(content)
         complaints += outcome(path) is not None
         content[place] = kept
-    assert complaints > 30
+    assert complaints > 20
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json", "tokenizer.json"])

@@ -6,16 +6,15 @@ llama.cpp, whose ids these are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from arriero.errors import ModelLoadError
 from arriero.models.pre_tokenizers import PRE_TOKENIZERS
-from arriero.models.sentencepiece_file import SPACE
+from arriero.models.sentencepiece_file import SPACE, Kind, Piece, merges_by_score
 from arriero.models.tokenizer_json import added_token, sequence_marks
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 
 
@@ -56,10 +55,21 @@ class _Vocabulary:
         self.ids = {text: id for id, text in enumerate(self.tokens)}
         if not self.tokens or len(self.ids) < len(self.tokens):
             raise ModelLoadError(f"{path}: tokenizer.ggml.tokens is empty or lists a token twice.")
-        self.types = self._list("token_type", int, len(self.tokens)) or [_NORMAL] * len(self.tokens)
+        self.types = self._list("token_type", int, len(self.tokens)) or [Kind.NORMAL] * len(self.tokens)
 
     def scores(self) -> list[float]:
         return self._list("scores", (int, float), len(self.tokens))
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """The tokens as those of a SentencePiece model, whose kinds have the same numbers."""
+        scores = self.scores()
+        if not scores:
+            raise ModelLoadError(f"{self.path}: tokenizer.ggml.scores is missing.")
+        kinds = {kind.value: kind for kind in Kind}
+        return tuple(
+            Piece(text, score, kinds.get(type, Kind.UNUSED))
+            for text, score, type in zip(self.tokens, scores, self.types, strict=True)
+        )
 
     def merges(self) -> list[str]:
         return self._list("merges", str)
@@ -73,9 +83,9 @@ class _Vocabulary:
     def added(self) -> list[dict[str, Any]]:
         """Tokens that are found in the text before anything else, user-defined ones even where it is only text."""
         return [
-            added_token(id, self.tokens[id], special=type != _USER_DEFINED)
+            added_token(id, self.tokens[id], special=type != Kind.USER_DEFINED)
             for id, type in enumerate(self.types)
-            if type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+            if type in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
         ]
 
     def _list(self, name: str, kind: type | tuple[type, ...], length: int | None = None) -> list[Any]:
@@ -125,26 +135,9 @@ def _sentencepiece(vocabulary: _Vocabulary) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "vocab": vocabulary.ids,
-            "merges": list(_merges_by_score(vocabulary)),
+            "merges": list(merges_by_score(vocabulary.pieces())),
             "unk_token": unknown and unknown[0],
             "fuse_unk": True,
             "byte_fallback": True,
         },
     }
-
-
-def _merges_by_score(vocabulary: _Vocabulary) -> Iterator[tuple[str, str]]:
-    """Every way to put a token together from two others, the best token first.
-
-    SentencePiece merges whichever neighbours make the token of the highest score.
-    """
-    scores = vocabulary.scores()
-    if not scores:
-        raise ModelLoadError(f"{vocabulary.path}: tokenizer.ggml.scores is missing.")
-    mergeable = [id for id, type in enumerate(vocabulary.types) if type in (_NORMAL, _USER_DEFINED, _UNUSED)]
-    for id in sorted(mergeable, key=lambda id: -scores[id]):
-        text = vocabulary.tokens[id]
-        for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
-            if left in vocabulary.ids and right in vocabulary.ids:
-                yield left, right

@@ -91,6 +91,22 @@ def _read(path: Path, size: int, time: int) -> SentencePieceModel:
         raise ModelLoadError(f"{path}: is not a whole SentencePiece model.") from error
 
 
+@lru_cache(maxsize=2)
+def merges_by_score(pieces: tuple[Piece, ...]) -> tuple[tuple[str, str], ...]:
+    """Every way to put a piece together from two others, the best piece first; kept, since it takes a while.
+
+    SentencePiece merges whichever neighbours make the piece of the highest score.
+    """
+    mergeable = {piece.text for piece in pieces if piece.kind in (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)}
+    merges = []
+    for piece in sorted((piece for piece in pieces if piece.text in mergeable), key=lambda piece: -piece.score):
+        for cut in range(1, len(piece.text)):
+            left, right = piece.text[:cut], piece.text[cut:]
+            if left in mergeable and right in mergeable:
+                merges.append((left, right))
+    return tuple(merges)
+
+
 def _model(path: Path, content: bytes) -> SentencePieceModel:
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}

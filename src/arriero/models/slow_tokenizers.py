@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,14 @@ from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.models.json_files import brief, read_json
 from arriero.models.marian_tokenizer import SOURCE, SPECIAL_TOKENS, is_marian, marian_vocabulary
 from arriero.models.pre_tokenizers import PRE_TOKENIZERS
-from arriero.models.sentencepiece_file import SPACE, Kind, Piece, SentencePieceModel, read_sentencepiece
+from arriero.models.sentencepiece_file import (
+    SPACE,
+    Kind,
+    Piece,
+    SentencePieceModel,
+    merges_by_score,
+    read_sentencepiece,
+)
 
 TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", SOURCE)
 """The vocabulary of a directory without tokenizer.json: a SentencePiece model, or vocab.json with one of its two
@@ -247,27 +253,11 @@ def _bpe(model: SentencePieceModel, pieces: list[Piece], ids: Mapping[str, int])
     return {
         "type": "BPE",
         "vocab": dict(ids),
-        "merges": list(_merges_by_score(tuple(pieces))),
+        "merges": list(merges_by_score(tuple(pieces))),
         "unk_token": model.text(model.unknown_id),
         "fuse_unk": True,
         "byte_fallback": model.byte_fallback,
     }
-
-
-@lru_cache(maxsize=2)
-def _merges_by_score(pieces: tuple[Piece, ...]) -> tuple[tuple[str, str], ...]:
-    """Every way to put a piece together from two others, the best piece first; kept, since it takes a while.
-
-    SentencePiece merges whichever neighbours make the piece of the highest score.
-    """
-    mergeable = {piece.text for piece in pieces if piece.kind in (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)}
-    merges = []
-    for piece in sorted((piece for piece in pieces if piece.text in mergeable), key=lambda piece: -piece.score):
-        for cut in range(1, len(piece.text)):
-            left, right = piece.text[:cut], piece.text[cut:]
-            if left in mergeable and right in mergeable:
-                merges.append((left, right))
-    return tuple(merges)
 
 
 def _from_marian(directory: Path) -> SlowTokenizer:
