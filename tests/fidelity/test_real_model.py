@@ -1,11 +1,14 @@
-"""SmolLM2-135M-Instruct in fp32 against transformers: logits, and greedy tokens however they come about."""
+"""SmolLM2-135M-Instruct in fp32 against transformers: logits, and tokens however they come about."""
+
+import json
 
 import pytest
 
 from arriero.core import Row
+from fidelity.asking import answers
 from fidelity.form import PROOF
 from fidelity.greedy import continuations
-from references import real_model
+from references import real_generations, real_model
 
 TOLERANCE = 1e-3
 NUM_SLOTS = 16
@@ -71,3 +74,42 @@ def test_greedy_in_a_batch_of_mixed_lengths(check):
 
 def test_greedy_with_prompts_in_chunks(check):
     check(num_short=7, num_long=1, together=NUM_SLOTS, chunk=37)
+
+
+# Searches and draws: `generate` with beams, penalties, filters
+
+GENERATIONS = json.loads(real_generations.FILE.read_text())
+SHORT_FORM = (0, 13)
+"""Places of the prompts that are asked if not all are: one of 8 tokens, one of 40."""
+
+
+@pytest.fixture(scope="module")
+def generations(runner):
+    """By setting and prompt the answers of the engine, asked all at once."""
+    asked = [
+        (name, place, request)
+        for name, settings in real_generations.SETTINGS.items()
+        for place, request in enumerate(real_generations.requests(settings))
+        if PROOF or place in SHORT_FORM
+    ]
+    said = answers(runner, [request for *_, request in asked], together=NUM_SLOTS, chunk=512)
+    return {(name, place): each for (name, place, _), each in zip(asked, said, strict=True)}
+
+
+def test_the_reference_of_searches_is_large_enough():
+    prompts = [request.prompts[0] for request in real_generations.requests({})]
+    assert len(set(prompts)) == 40
+    assert sum(len(prompt) >= real_model.LONG for prompt in prompts) == 4
+    assert all(len(answers) == len(prompts) for answers in GENERATIONS.values())
+    texts = [json.dumps(answers) for answers in GENERATIONS.values()]
+    assert len(set(texts)) == len(texts) == len(real_generations.SETTINGS)  # early_stopping "never" is not False
+
+
+@pytest.mark.parametrize("name", real_generations.SETTINGS)
+def test_searches_and_draws(name, generations, report):
+    places = [place for setting, place in generations if setting == name]
+    different = [place for place in places if generations[name, place] != GENERATIONS[name][place]]
+    num_answers = sum(len(GENERATIONS[name][place]) for place in places)
+    report(f"{len(places) - len(different)} of {len(places)} prompts identical, {num_answers} answers")
+    for place in different:
+        assert generations[name, place] == GENERATIONS[name][place], f"prompt {place}"

@@ -13,15 +13,16 @@ by inversion of the cumulative distribution: what is compared is the search arou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arriero.core import Beams, GenerationRequest, Sampling
-from arriero.engine.sampling import uniforms
+from arriero.engine.sampling import uniform, uniforms
 from references import tiny_models
 
 FILE = Path(__file__).with_suffix(".json")
@@ -77,21 +78,26 @@ def requests(settings: dict[str, Any]) -> list[GenerationRequest]:
     return made
 
 
-def generate(model: Any, request: GenerationRequest) -> list[list[int]]:
-    """The answers of transformers' model to a request, best first."""
+def generate(model: Any, requests: Sequence[GenerationRequest], cache: Any = None) -> list[list[list[int]]]:
+    """The answers of transformers' model to each request, best first; the requests differ in prompt and seed alone.
+
+    Prompts are equally long, so nothing is padded. `cache` holds what the model made of all but their last tokens.
+    """
     import torch
 
-    prompt, sampling, ends = request.prompts[0], request.sampling, sorted(request.end_token_ids)
+    request = requests[0]
+    sampling, ends = request.sampling, sorted(request.end_token_ids)
+    prompts = torch.tensor([request.prompts[0] for request in requests])
     options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature:
         options = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "typical_p")}
         options |= {"do_sample": True, "min_p": sampling.min_p or None}
     if request.beams:
         options |= {name: getattr(request.beams, name) for name in ("num_beams", "length_penalty", "early_stopping")}
-    with given_draws(request), torch.inference_mode():
+    with given_draws(requests), torch.inference_mode():
         answers = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            prompts,
+            attention_mask=torch.ones_like(prompts),
             max_new_tokens=request.max_tokens,
             min_new_tokens=request.min_tokens or None,
             num_return_sequences=request.num_choices,
@@ -99,9 +105,11 @@ def generate(model: Any, request: GenerationRequest) -> list[list[int]]:
             pad_token_id=ends[0],
             repetition_penalty=sampling.repetition_penalty,
             no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+            past_key_values=cache,
             **options,
         )
-    return [_until_end(answer[len(prompt) :].tolist(), ends) for answer in answers]
+    said = [_until_end(answer, ends) for answer in answers[:, prompts.shape[1] :].tolist()]
+    return [said[start : start + request.num_choices] for start in range(0, len(said), request.num_choices)]
 
 
 def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
@@ -110,26 +118,22 @@ def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
 
 
 @contextmanager
-def given_draws(request: GenerationRequest) -> Iterator[None]:
-    """Let `torch.multinomial` draw, one after another without replacement, by the numbers of this request."""
+def given_draws(requests: Sequence[GenerationRequest]) -> Iterator[None]:
+    """Let `torch.multinomial` draw, one after another without replacement, by the numbers of these requests."""
     import torch
 
-    position = len(request.prompts[0])
+    position = len(requests[0].prompts[0])
 
     def multinomial(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
         nonlocal position
-        weights = probabilities[0].double().numpy().copy()
-        impossible = iter(np.flatnonzero(weights == 0).tolist())
-        places: list[int] = []
-        for number in uniforms(request.sampling.seed, 0, position, num_samples):
-            cumulative = weights.cumsum()
-            if cumulative[-1]:
-                places.append(int(np.searchsorted(cumulative, number * cumulative[-1], side="right")))
-                weights[places[-1]] = 0
-            else:  # where torch would give up
-                places.append(next(impossible))
+        drawn = []
+        for request, row in zip(requests, probabilities.double().numpy(), strict=True):
+            seed = request.sampling.seed
+            several = request.beams is not None
+            numbers = uniforms(seed, 0, position, num_samples) if several else [uniform(seed, 0, position)]
+            drawn.append(_draw(row.copy(), numbers))
         position += 1
-        return torch.tensor([places])
+        return torch.tensor(drawn)
 
     own, torch.multinomial = torch.multinomial, multinomial
     try:
@@ -138,11 +142,24 @@ def given_draws(request: GenerationRequest) -> Iterator[None]:
         torch.multinomial = own
 
 
+def _draw(weights: NDArray[np.float64], numbers: Sequence[float]) -> list[int]:
+    impossible = iter(np.flatnonzero(weights == 0))
+    places: list[int] = []
+    for number in numbers:
+        cumulative = weights.cumsum()
+        if cumulative[-1]:
+            places.append(int(np.searchsorted(cumulative, number * cumulative[-1], side="right")))
+            weights[places[-1]] = 0
+        else:  # where torch would give up
+            places.append(int(next(impossible)))
+    return places
+
+
 def make(prompts: slice = slice(None)) -> dict[str, list[list[list[int]]]]:
     """The file's contents, for some of the prompts."""
     model = tiny_models.transformers_model(CONFIG)
     return {
-        name: [generate(model, request) for request in requests(settings)[prompts]]
+        name: [answers for request in requests(settings)[prompts] for answers in generate(model, [request])]
         for name, settings in SETTINGS.items()
     }
 
