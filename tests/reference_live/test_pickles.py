@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from arriero.app import load
 from arriero.config import Settings
@@ -128,3 +129,20 @@ def test_its_conversions_are_known_as_those_of_the_model(tiny, tmp_path):
     torch.save(tensors, path / "pytorch_model.bin")
     load(settings(path, tmp_path))
     assert len(find(str(path), tmp_path / "cache").conversions) == 2
+
+
+def test_an_encoder(tmp_path):
+    path = tmp_path / "Tiny-Bert"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=40, max_position_embeddings=64, **sizes), add_pooling_layer=False)
+    model.config.architectures = ["BertModel"]
+    model.config.save_pretrained(path)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    (path / "vocab.txt").write_text("\n".join(tokens))
+    # Files of that age keep the positions, which are no weights.
+    positions = {"embeddings.position_ids": torch.arange(64)[None]}
+    torch.save(model.state_dict() | positions, path / "pytorch_model.bin")
+    served = load(settings(path, tmp_path))
+    assert (served.card.engine, served.card.family) == ("onnx", "bert")
+    assert served.card.parameters == sum(parameter.numel() for parameter in model.parameters())

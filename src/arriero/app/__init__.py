@@ -73,11 +73,11 @@ def _loaded(
         return scripted_model(settings)
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
     choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
-    if is_encoder(resolved.path):
-        return encoder_model(settings, resolved, choice, on_convert)
     if choice.engine == "torch":
         return torch_model(settings, resolved, choice, on_download)
     readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))
+    if is_encoder(readable.path):
+        return encoder_model(settings, readable, choice, on_convert)
     return _onnx_model(settings, readable, choice, on_download, on_convert)
 
 

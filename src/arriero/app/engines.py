@@ -10,7 +10,7 @@ from typing import Literal
 from arriero.app.pickles import torch_is_installed
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.encoder import open_encoder
+from arriero.models.encoder import configure, open_encoder
 from arriero.models.families import ARCHITECTURES, family_of
 from arriero.models.json_files import Settings, brief, read_json
 from arriero.models.kind import kind_of
@@ -19,6 +19,7 @@ from arriero.models.pickled import pickled_weights
 
 HALVES = ("bf16", "fp16")
 """Weight formats that only torch computes with."""
+_ONCE_WRITTEN = "once torch has written the pickled weights as safetensors"
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq2SeqLM", "MTModel")
 """How the names of architectures end that write text."""
 
@@ -44,8 +45,13 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
     if is_encoder(path):
         if engine == "torch":
             raise ConfigError("--engine is torch, but encoders run on the onnx engine")
-        open_encoder(path)
-        return Choice("onnx", "Encoders run on it.")
+        if pickled_weights(path) is None:
+            open_encoder(path)
+            return Choice("onnx", "Encoders run on it.")
+        configure(path, Settings(path / "config.json", read_json(path / "config.json")))
+        choice = Choice("onnx", f"Encoders run on it, {_ONCE_WRITTEN}.")
+        require_torch(choice, path)
+        return choice
     if engine == "torch":
         if path.is_file():
             raise ConfigError("--engine torch reads Hugging Face directories; GGUF files are for the onnx engine")
@@ -64,7 +70,7 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
         _check_onnx(path)
     except UnsupportedModel as error:
         if _needs_only_other_files(path):
-            return Choice("onnx", "It can, once torch has written the pickled weights as safetensors.")
+            return Choice("onnx", f"It can, {_ONCE_WRITTEN}.")
         if engine == "onnx" or path.is_file() or not _writes_text(path):
             raise
         _refuse_quantised(path)
@@ -87,7 +93,7 @@ def require_torch(choice: Choice, path: Path) -> None:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelLoadError(
-            f"{path} needs the torch engine and {' and '.join(missing)} is not installed: "
+            f"{path} needs torch, and {' and '.join(missing)} is not installed: "
             f"pip install 'arriero[torch]'. {choice.reason}"
         )
 
