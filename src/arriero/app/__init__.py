@@ -150,5 +150,7 @@ def _onnx_model(
 
 def _context(settings: Settings, trained: int) -> int:
     if settings.context > trained:
-        raise ConfigError(f"--context is {settings.context}, but the model was made for {trained} tokens at most")
+        raise ConfigError(
+            f"--context is {settings.context}, but the onnx engine computes this model for {trained} tokens at most"
+        )
     return settings.context or trained
