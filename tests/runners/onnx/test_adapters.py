@@ -14,7 +14,7 @@ from arriero.runners.onnx.smoothing import SmoothedCheckpoint
 from references import lora
 from references.tiny_models import random_checkpoint
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 
 
 def reference(name):
