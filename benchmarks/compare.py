@@ -19,16 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +33,10 @@ import llama_cpp
 from arriero import config
 from arriero.bench.load import Load, Result, run
 from arriero.models.resolve import resolve
+from machine import QUIET, THREADS, busy_seconds, machine, own_seconds, serve_arriero, wait_for_quiet
 
 NUM_TOKENS = 64
-THREADS = os.cpu_count() or 1
-QUIET = 0.1
-"""Cores that others may take during a burst, and before one starts."""
 TRIES = 6
-PATIENCE = 60.0
-"""Seconds to wait for others before each try."""
 FLASH = {"flash_attn_type": "LLAMA_FLASH_ATTN_TYPE_ENABLED"}
 LLAMA_FILES = ("Q4_0", "Q8_0", "Q4_1")
 TUNED: Mapping[str, Any] = FLASH
@@ -79,23 +71,9 @@ def arriero(weights: str) -> Contestant:
     return Contestant(
         f"Arriero {weights}",
         lambda clients: ["serve", "--port", "0", "--weights", weights, "--log-level", "warning"],
-        _serve_arriero,
+        serve_arriero,
         {"ignore_eos": True},
     )
-
-
-@contextmanager
-def _serve_arriero(flags: Sequence[str]) -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-m", "arriero", *flags], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"arriero {shlex.join(flags)} did not start")
-        yield next(word for word in line.split() if word.startswith("http://"))
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def llama(name: str, file: Path, tuning: Mapping[str, Any], cache: Path) -> Contestant:
@@ -122,7 +100,7 @@ def llama(name: str, file: Path, tuning: Mapping[str, Any], cache: Path) -> Cont
 
 def burst(contestant: Contestant, url: str, clients: int, seed: int, requests: int) -> dict[str, Any]:
     """One measurement; raises `RuntimeError` unless every answer had all its tokens."""
-    busy, own, started = _busy_seconds(), _own_seconds(), time.perf_counter()
+    busy, own, started = busy_seconds(), own_seconds(), time.perf_counter()
     result = run(
         Load(
             url=url,
@@ -145,7 +123,7 @@ def burst(contestant: Contestant, url: str, clients: int, seed: int, requests: i
         "prompt_tokens": statistics.mean(each.prompt_tokens for each in result.measurements),
         "first_token": statistics.median(first),
         "time_per_token": statistics.median(gaps),
-        "others_cores": max(0.0, (_busy_seconds() - busy - _own_seconds() + own) / seconds),
+        "others_cores": max(0.0, (busy_seconds() - busy - own_seconds() + own) / seconds),
         "load_average": os.getloadavg()[0],
     }
 
@@ -157,38 +135,15 @@ def _check(contestant: Contestant, result: Result, requests: int) -> None:
         raise RuntimeError(f"{contestant.name}: {len(whole)} of {requests} whole; tokens {counts}; {result.errors}")
 
 
-def _busy_seconds() -> float:
-    """Processor seconds of everybody since the machine started."""
-    _, *fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    user, nice, system, _, _, irq, soft = map(int, fields[:7])
-    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_seconds() -> float:
-    """Processor seconds of this process and the servers it runs."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children]
-    return time.process_time() + sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
-
-
 def quiet_burst(contestant: Contestant, url: str, clients: int, seed: int, requests: int) -> dict[str, Any]:
     """The first burst that others left alone, or the one of several that they left alone most."""
     bursts = []
     for attempt in range(TRIES):
-        _wait_for_quiet()
+        wait_for_quiet()
         bursts.append(burst(contestant, url, clients, seed + 100 * attempt, requests))
         if bursts[-1]["others_cores"] <= QUIET:
             break
     return min(bursts, key=lambda each: each["others_cores"])
-
-
-def _wait_for_quiet() -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        busy = _busy_seconds()
-        time.sleep(1)
-        if _busy_seconds() - busy <= QUIET:
-            return
 
 
 def compare(contestants: Sequence[Contestant], clients: int, repetitions: int) -> dict[str, list[dict[str, Any]]]:
@@ -230,24 +185,6 @@ def table(figures: Mapping[int, Mapping[str, Sequence[Mapping[str, float]]]], qu
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken with."""
-    information = Path("/proc/cpuinfo").read_text()
-    model = next(line.split(":")[1].strip() for line in information.splitlines() if line.startswith("model name"))
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")
-    features = [name for name in wanted if f" {name} " in f"{information.split('flags', 1)[1].splitlines()[0]} "]
-    return {
-        "processor": model,
-        "cores": THREADS,
-        "features": features,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "arriero": version("arriero"),
-        "onnxruntime": version("onnxruntime"),
-        "llama.cpp": llama_cpp.PACKAGE,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="1,4,16,48")
@@ -268,7 +205,8 @@ def main() -> None:
         contestants += [llama(f"llama.cpp {kind}", files[kind], TUNED, cache) for kind in LLAMA_FILES]
     if arguments.only:
         contestants = [each for each in contestants if each.name in arguments.only.split(",")]
-    print(json.dumps(machine(), indent=2))
+    about = machine(**{"llama.cpp": llama_cpp.PACKAGE})
+    print(json.dumps(about, indent=2))
     for each in contestants:
         flags = each.flags(levels[-1])
         print(f"{each.name}: {shlex.join(flags) if isinstance(flags, list) else json.dumps(flags)}")
@@ -282,9 +220,7 @@ def main() -> None:
         arguments.markdown.write_text(text)
     if arguments.json:
         flags_of = {each.name: each.flags(levels[-1]) for each in contestants}
-        arguments.json.write_text(
-            json.dumps({"machine": machine(), "flags": flags_of, "bursts": figures}, indent=2) + "\n"
-        )
+        arguments.json.write_text(json.dumps({"machine": about, "flags": flags_of, "bursts": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from arriero.engine.encodings import Encoded
 from arriero.engine.thread import ModelThread
 from arriero.errors import InvalidRequest
 
-BATCH_TOKENS = 2048
-"""Larger batches of a model that is small enough for a CPU are no faster, and make who comes next wait longer."""
+BATCH_TOKENS = 512
+"""Larger batches are no faster on a CPU, and make who comes next wait longer."""
 
 
 class _Encoding:
