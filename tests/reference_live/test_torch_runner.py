@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from arriero.core import Row, Want
-from arriero.errors import ConfigError, ModelLoadError
+from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.runners.torch import load_runner
 from reference_live.torch_models import DECODERS, ENCODER_DECODERS, VOCABULARY, save
 
@@ -80,6 +81,63 @@ def test_a_crowd_of_different_lengths_has_the_models_own_logits(decoder):
     decode([4, 2], 4)
     for slot in range(8):
         runner.free(slot)
+
+
+def test_long_and_short_answers_have_packs_of_their_own(tmp_path):
+    """Padding never takes more than the tokens do, and nobody's logits change when a row outgrows its pack."""
+    model = save("bloom", tmp_path)
+    runner = load(tmp_path).runner
+    held = {slot: random_tokens(length, slot) for slot, length in enumerate((5, 254, 600, 300))}
+    for slot, tokens in held.items():
+        runner.step([Row(slot, tokens, 0, Want.NOTHING)])
+    for place in range(4):
+        rows = [Row(slot, [20 + place], len(tokens)) for slot, tokens in held.items()]
+        held = {slot: [*tokens, 20 + place] for slot, tokens in held.items()}
+        for tokens, logits in zip(held.values(), runner.step(rows), strict=True):
+            close(logits, own_logits(model, tokens)[-1])
+
+
+CODE = """
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+class OddConfig(PreTrainedConfig):
+    model_type = "odd"
+    def __init__(self, vocab_size=120, hidden_size=32, **kwargs):
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        super().__init__(**kwargs)
+
+class OddForCausalLM(PreTrainedModel):
+    config_class = OddConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+    def get_input_embeddings(self):
+        return self.table
+    def forward(self, input_ids, **kwargs):
+        return CausalLMOutput(logits=torch.tanh(self.table(input_ids).cumsum(1)) @ self.table.weight.T)
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(tmp_path):
+    """A model without any cache, whose answers are read from their beginning for every token."""
+    (tmp_path / "odd.py").write_text(CODE)
+    names = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"}
+    config = {"model_type": "odd", "architectures": ["OddForCausalLM"], "auto_map": names}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    table = torch.from_numpy(np.random.default_rng(0).normal(size=(VOCABULARY, 32)).astype(np.float32))
+    save_file({"table.weight": table}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModel, match="--trust-remote-code"):
+        load(tmp_path)
+    loaded = load(tmp_path, trust_remote_code=True)
+    assert not loaded.batched
+    tokens = random_tokens(7, 3)
+    loaded.runner.step([Row(0, tokens[:5], 0), Row(1, tokens[::-1], 0)])
+    logits = loaded.runner.step([Row(0, tokens[5:], 5, Want.ALL), Row(1, [4], 7)])
+    expected = (torch.tanh(table[tokens].cumsum(0)) @ table.T).numpy()
+    np.testing.assert_allclose(logits[:2], expected[5:], rtol=0, atol=1e-4)
 
 
 def test_hidden_states_are_those_behind_the_last_norm(decoder):
@@ -176,8 +234,6 @@ def test_generation_settings_say_how_answers_begin_and_what_they_never_say(in_fi
 
 
 def test_a_tensor_that_is_missing_is_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     save("gpt2", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.weight"]
