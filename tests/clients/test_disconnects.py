@@ -81,3 +81,13 @@ async def test_others_do_not_notice(go_live: Callable[..., Any]) -> None:
             each.cancel()
         assert (await staying).json()["choices"][0]["text"] == "y" * 50
     await live.until(idle)
+
+
+async def test_a_client_that_no_longer_wants_its_vectors_frees_its_slot(go_live: Callable[..., Any]) -> None:
+    live = go_live(pace=100.0)
+    async with httpx.AsyncClient(base_url=live.url, timeout=30) as client:
+        asking = asyncio.create_task(client.post("/v1/embeddings", json={"input": ["x" * 500] * 1000}))
+        await live.until(lambda stats: stats.prompt_tokens > 0)
+        asking.cancel()
+        await live.until(idle)
+    assert live.model.engine.stats().prompt_tokens < 500_000
