@@ -85,5 +85,5 @@ def test_an_adapter_is_found_but_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     path = resolve(str(tmp_path), tmp_path).path
     for read in (open_checkpoint, describe):
-        with pytest.raises(ModelLoadError, match=r"is an adapter, .*: arriero serve org/base --lora-model "):
+        with pytest.raises(ModelLoadError, match=r"is a LoRA adapter; .*: arriero serve org/base --lora-model "):
             read(path)

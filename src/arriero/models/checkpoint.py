@@ -18,10 +18,6 @@ def open_checkpoint(path: Path) -> GGUFCheckpoint | DirectoryCheckpoint:
     Raises:
         ModelLoadError: nothing is there, or it is damaged, incomplete or not supported.
     """
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise ModelLoadError(
-            f"{path}: is a LoRA adapter; give it with --lora-model, and the model that it is for with --base-model."
-        )
     if path.is_dir():
         refuse_adapter(path)
         return DirectoryCheckpoint(path)

@@ -64,5 +64,6 @@ def refuse_adapter(path: Path) -> None:
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path") or "BASE"
         raise ModelLoadError(
-            f"{path}: is an adapter, which is served with its base: arriero serve {base} --lora-model {path}."
+            f"{path}: is a LoRA adapter; give it with --lora-model, beside the model that it is for: "
+            f"arriero serve {base} --lora-model {path}."
         )
