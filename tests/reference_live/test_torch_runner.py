@@ -97,6 +97,18 @@ def test_long_and_short_answers_have_packs_of_their_own(tmp_path):
             close(logits, own_logits(model, tokens)[-1])
 
 
+def test_long_and_short_sources_have_packs_of_their_own(tmp_path):
+    model = save("t5", tmp_path)
+    runner = load(tmp_path).runner
+    sources = {slot: random_tokens(length, slot) for slot, length in enumerate((5, 300, 7, 520))}
+    held = {slot: [0] for slot in sources}
+    for slot, source in sources.items():
+        runner.encode(slot, source)
+        runner.step([Row(slot, [0], 0)])
+    decode(runner, model, sources, held, list(held), 5)
+    decode(runner, model, sources, held, [3, 0, 2, 1], 6)
+
+
 CODE = """
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel

@@ -13,8 +13,8 @@ from arriero.runners.torch.network import Network
 from arriero.runners.torch.pack import Pack, Place, gather, take
 
 SHORT = 256
-"""Rows of up to this many tokens may share a pack whatever their lengths; longer ones when one is at most twice as
-long as the other. So padding takes no more memory and work than the tokens themselves."""
+"""Rows of fewer tokens may share a pack whatever their lengths; longer ones when one is less than twice as long as
+the other. So padding takes no more memory and work than the tokens themselves. The same holds for sources."""
 
 
 class TorchRunner:
@@ -90,13 +90,19 @@ class TorchRunner:
 
     def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
         """The rows that run together: those of one token, by length; not those that still wait for their source."""
-        groups: dict[tuple[str, int], list[Row]] = {}
+        groups: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
-            waits = row.slot in self._places and self._places[row.slot][0].source is not None
-            alone = len(row.tokens) > 1 or waits or not self._together
-            key = ("slot", row.slot) if alone else ("length", max(row.position, SHORT - 1).bit_length())
-            groups.setdefault(key, []).append(row)
+            groups.setdefault(self._kind(row), []).append(row)
         return list(groups.values())
+
+    def _kind(self, row: Row) -> tuple[int, ...]:
+        """What rows that share a call have in common: about how long they and their sources are, else the slot."""
+        pack, place = self._places.get(row.slot, (None, 0))
+        waits = pack is not None and pack.source is not None
+        if len(row.tokens) > 1 or waits or not self._together:
+            return (row.slot,)
+        source = pack.source_lengths[place] if pack and pack.source_lengths else 0
+        return (_magnitude(row.position), _magnitude(source))
 
     def _packed(self, slots: Sequence[int]) -> Pack:
         """The pack of exactly these slots, in any order; they are moved into one if need be."""
@@ -114,6 +120,11 @@ class TorchRunner:
     def _lay(self, pack: Pack) -> None:
         for row, slot in enumerate(pack.slots):
             self._places[slot] = (pack, row)
+
+
+def _magnitude(length: int) -> int:
+    """The same for short lengths, and for longer ones that differ by less than a factor of two."""
+    return max(length, SHORT - 1).bit_length()
 
 
 def _most(wants: Sequence[Want]) -> Want:
