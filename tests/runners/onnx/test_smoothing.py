@@ -61,5 +61,8 @@ def check_smoothed(checkpoint, some_prompts, directory):
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-4)
     np.testing.assert_allclose(logits[2], logits[0], atol=2e-4)
     assert all((channels > 0).any() for channels in reach)
-    for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+    changed = ["mlp.up_proj", "mlp.down_proj"]
+    if checkpoint.config.norms.before_attention is not None:
+        changed += ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj"]
+    for name in (f"model.layers.1.{module}.weight" for module in changed):
         assert not np.allclose(SmoothedCheckpoint(checkpoint, reach).tensor(name), checkpoint.tensor(name))

@@ -50,8 +50,9 @@ def build_decoder(
 ) -> None:
     """Write the graph, its weights and the embedding table of a checkpoint into `directory`.
 
-    `progress(done, total)` counts layers. An `observed` graph has further outputs `reach.N`, float32
-    [intermediate]: the largest magnitude of each channel between up_proj and down_proj of layer N.
+    `progress(done, total)` counts layers. An `observed` graph has further outputs `reach.N`, float32 [intermediate +
+    2 * hidden]: the largest magnitude in layer N of each channel between up_proj and down_proj, of the rows that
+    attention reads, and of those that the MLP reads.
     Raises `ModelLoadError` for a missing or misshapen tensor.
     """
     with GraphBuilder(directory) as graph:
@@ -68,6 +69,8 @@ class _Decoder:
         self.config = checkpoint.config
         self.weights = weights
         self.observed = observed
+        self.reaches: list[str] = []
+        """Of one layer, as they are found: of what attention reads, what the MLP reads, and its inner channels."""
 
     def build(self, directory: Path, progress: Callable[[int, int], None]) -> None:
         graph, config, norms = self.graph, self.config, self.config.norms
@@ -158,6 +161,7 @@ class _Decoder:
         graph, config = self.graph, self.config
         prefix = f"model.layers.{layer}.self_attn"
         parts = [f"{prefix}.{part}_proj" for part in "qkv"]
+        self._observe(normed)
         rows = self.weights.rows(graph, normed, zero_points="zero_points", normed=True)
         qkv = linear(
             graph,
@@ -222,6 +226,7 @@ class _Decoder:
     def _mlp(self, layer: int, normed: str) -> str:
         graph = self.graph
         prefix = f"model.layers.{layer}.mlp"
+        self._observe(normed)
         rows = self.weights.rows(graph, normed, zero_points="zero_points", normed=True)
         gate = self._layer(f"{prefix}.gate_proj", rows)
         if self.config.mlp_bias:
@@ -234,14 +239,22 @@ class _Decoder:
             up = unscaled_linear(graph, self.weights, rows, name, self.checkpoint.tensor(name))
             lacking = rows.scale
         inner = graph.op("Mul", [self._active(gate), up])
-        if self.observed:
-            whole = inner if lacking is None else graph.op("Mul", [inner, lacking])
-            name = f"reach.{layer}"
-            graph.node("ReduceMax", [graph.op("Abs", [whole]), graph.ints(0)], [name], keepdims=0)
-            graph.output(name, np.float32, [self.config.intermediate_size])
+        self._observe(inner if lacking is None or not self.observed else graph.op("Mul", [inner, lacking]), layer)
         rows = self.weights.rows(graph, inner, scale=lacking, zero_points="zero_points")
         output = self._layer(f"{prefix}.down_proj", rows)
         return self._bias(f"{prefix}.down_proj.bias", output) if self.config.mlp_bias else output
+
+    def _observe(self, rows: str, layer: int | None = None) -> None:
+        """Find how far each channel reaches, and with a layer's inner channels make all of them an output."""
+        if not self.observed:
+            return
+        graph, name = self.graph, f"reach.{layer}"
+        self.reaches.append(graph.op("ReduceMax", [graph.op("Abs", [rows])], ints=[0], keepdims=0))
+        if layer is not None:
+            attention, mlp, inner = self.reaches
+            graph.node("Concat", [inner, attention, mlp], [name], axis=0)
+            graph.output(name, np.float32, [self.config.intermediate_size + 2 * self.config.hidden_size])
+            self.reaches.clear()
 
     def _active(self, gate: str) -> str:
         if self.config.activation == "silu":

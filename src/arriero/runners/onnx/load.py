@@ -22,7 +22,7 @@ from arriero.runners.onnx.runner import OnnxRunner
 from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe, rotates
 
 _REACH_FILE = "reach.npy"
-"""float32 [layers, intermediate]; see `arriero.runners.onnx.smoothing`."""
+"""float32 [layers, intermediate + 2 * hidden]; see `arriero.runners.onnx.smoothing`."""
 
 
 def load_runner(

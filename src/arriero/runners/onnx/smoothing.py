@@ -9,6 +9,7 @@ model computes, and neither costs anything at run time:
   (Ashkboos et al. 2024, QuaRot). Rotated, an outlier is spread over all channels.
 - Between up_proj and down_proj each channel is divided and multiplied by a factor (Xiao et al. 2023,
   SmoothQuant). It depends on how far the channel reaches, which is observed while the model reads a short text.
+  Where the stream cannot be rotated, what layers read from norms is evened out in the same way.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from arriero.runners.onnx.decoder import EMBEDDINGS_FILE, STATES_WEIGHT
 from arriero.runners.onnx.formats import ZERO_POINT
 
 _READS_ATTENTION_NORM = ("q_proj", "k_proj", "v_proj")
+_READS_MLP_NORM = ("mlp.gate_proj", "mlp.up_proj")
 _WRITES = ("o_proj", "down_proj")
 
 
@@ -37,12 +39,13 @@ class SmoothedCheckpoint:
     """A `Checkpoint` whose weights are another's in smoother coordinates.
 
     The stream is rotated where every layer reads it through a norm and writes to it without one. A norm behind a
-    branch (Gemma 2, OLMo 2) multiplies each channel of what it adds, which no rotation passes through: there only the
-    MLP is evened out. Rotated, embeddings and head are untied.
+    branch (Gemma 2, OLMo 2) multiplies each channel of what it adds, which no rotation passes through: there the
+    channels that layers read are evened out, as far as they come from a norm, which takes in the factors. Rotated,
+    embeddings and head are untied.
     """
 
     def __init__(self, original: Checkpoint, reach: Sequence[NDArray[np.float32]] | None = None) -> None:
-        """`reach[N]`, float32 [intermediate], is how far the inner channels of layer N's MLP reach, if observed."""
+        """`reach[N]`, float32 [intermediate + 2 * hidden], is how far the channels of layer N reach, if observed."""
         self._original = original
         self._reach = reach
         self._known_factors: dict[str, NDArray[np.float32]] = {}
@@ -76,8 +79,14 @@ class SmoothedCheckpoint:
         return self._into(module, self._out(module, value))
 
     def _stream_tensor(self, module: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
-        if not self._rotates or module.endswith(("q_norm", "k_norm")):
+        if module.endswith(("q_norm", "k_norm")):
             return value
+        if not self._rotates:
+            layer, _, norm = module.rpartition(".")
+            norms = self._original.config.norms
+            return (
+                value / self._read_factors(layer, norm) if norm in (norms.before_attention, norms.before_mlp) else value
+            )
         return rotate(value) if module == "model.embed_tokens" else np.ones_like(value)  # a norm
 
     def _into(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,9 +94,11 @@ class SmoothedCheckpoint:
         layer, _, module = name.rsplit(".", 2)  # model.layers.0 . mlp . up_proj
         if module == "down_proj":
             return rows * self._factors(layer)
-        if self._rotates and module not in _WRITES:
+        if module in _WRITES:
+            return rows
+        if self._rotates:
             return rotate(rows * self._gamma(layer, module))
-        return rows
+        return rows * self._read_factors(layer, self._norm_before(module))
 
     def _out(self, name: str, columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Columns [out, columns] that a linear layer's result is made of, in these coordinates."""
@@ -100,11 +111,30 @@ class SmoothedCheckpoint:
 
     def _gamma(self, layer: str, module: str) -> NDArray[np.float32]:
         """What each channel of the stream is multiplied by before a module of this layer reads it."""
-        norms = self._original.config.norms
-        norm = norms.before_attention if module in _READS_ATTENTION_NORM else norms.before_mlp
+        norm = self._norm_before(module)
         if norm is None:
             return np.ones(self._original.config.hidden_size, np.float32)
         return self._original.tensor(f"{layer}.{norm}.weight")
+
+    def _norm_before(self, module: str) -> str | None:
+        norms = self._original.config.norms
+        return norms.before_attention if module in _READS_ATTENTION_NORM else norms.before_mlp
+
+    def _read_factors(self, layer: str, norm: str | None) -> NDArray[np.float32]:
+        """What each channel of the rows behind a layer's norm is divided by, float32 [hidden], as in `_factors`."""
+        config = self._original.config
+        if norm is None or self._reach is None:
+            return np.ones(config.hidden_size, np.float32)
+        key = f"{layer}.{norm}"
+        if key not in self._known_factors:
+            attends = norm == config.norms.before_attention
+            modules = [f"self_attn.{part}" for part in _READS_ATTENTION_NORM] if attends else _READS_MLP_NORM
+            weights = (self._original.tensor(f"{layer}.{module}.weight") for module in modules)
+            largest = np.max([np.abs(weight).max(axis=0) for weight in weights], axis=0)
+            first = config.intermediate_size + (0 if attends else config.hidden_size)
+            reach = self._reach[int(layer.rsplit(".", 1)[1])][first : first + config.hidden_size]
+            self._known_factors[key] = _evening(reach, largest)
+        return self._known_factors[key]
 
     def _factors(self, layer: str) -> NDArray[np.float32]:
         """What each inner channel of the MLP is divided by, float32 [intermediate].
@@ -115,17 +145,14 @@ class SmoothedCheckpoint:
         if layer in self._known_factors:
             return self._known_factors[layer]
         if self._reach is not None:
-            reach = self._reach[int(layer.rsplit(".", 1)[1])]
+            reach = self._reach[int(layer.rsplit(".", 1)[1])][: self._original.config.intermediate_size]
         else:
             gamma = self._gamma(layer, "gate_proj")
             gate, up = (self._original.tensor(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up"))
             reach = np.linalg.norm(gate * gamma, axis=1) * np.linalg.norm(up * gamma, axis=1)
         largest = np.abs(self._original.tensor(f"{layer}.mlp.down_proj.weight")).max(axis=0)
-        factors: NDArray[np.float32] = np.sqrt(
-            (reach + 1e-3 * reach.mean() + 1e-8) / (largest + 1e-3 * largest.mean() + 1e-8)
-        )
-        self._known_factors[layer] = factors
-        return factors
+        self._known_factors[layer] = _evening(reach, largest)
+        return self._known_factors[layer]
 
 
 class SmoothedAdapter(SmoothedCheckpoint):
@@ -146,8 +173,16 @@ def rotates(config: DecoderConfig) -> bool:
     return config.norms == PRE_NORMS
 
 
+def _evening(reach: NDArray[np.float32], largest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Factors for channels that reach so far, of which the largest weights are these."""
+    factors: NDArray[np.float32] = np.sqrt(
+        (reach + 1e-3 * reach.mean() + 1e-8) / (largest + 1e-3 * largest.mean() + 1e-8)
+    )
+    return factors
+
+
 def observe(directory: Path, config: DecoderConfig, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
-    """How far each inner channel of every layer's MLP reaches while an observed graph reads `tokens`."""
+    """How far the channels of every layer reach while an observed graph reads `tokens`; see `build_decoder`."""
     session = ort.InferenceSession(str(directory / MODEL_FILE), providers=["CPUExecutionProvider"])
     count = len(tokens)
     embeddings = np.load(directory / EMBEDDINGS_FILE, mmap_mode="r")
