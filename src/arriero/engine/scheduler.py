@@ -29,7 +29,6 @@ sees to it that one thread at a time is here.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -54,6 +53,7 @@ from arriero.engine.beams import Candidate
 from arriero.engine.encodings import Encoded, Encoding, Encodings, take
 from arriero.engine.pace import Pace
 from arriero.engine.prefixes import Prefixes
+from arriero.engine.room import Room
 from arriero.engine.sequence import Group, Sequence, group_of
 from arriero.engine.step import Results, Step
 from arriero.errors import InvalidRequest, Overloaded
@@ -89,12 +89,10 @@ class Scheduler:
         self._running: list[Sequence] = []  # oldest first; followers join when their leader has read the prompt
         self._encodings = Encodings()
         self._encodings_first = False
-        self._free_slots = list(range(info.num_slots))  # a heap: low slots first keeps the used memory together
-        self._reserved_tokens = 0
         can_share = info.chunked_prefill and info.truncation and not info.source_context
-        self._ended = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk)
+        kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk)
+        self._room = Room(info.num_slots, token_budget, kept)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
-        self._frees: list[int] = []
         self._just_ended: list[Sequence] = []  # their slots may be kept, but only for the prompts in them
 
         self._num_steps = 0
@@ -154,16 +152,16 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """Plan the next step; None when there is nothing to do until a request comes."""
         self._admit()
-        if not self._running and not self._encodings and not self._frees:
+        if not self._running and not self._encodings and not self._room.has_frees:
             return None
         copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
-        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._ended]
-        step = Step(copies, self._frees, truncations, started=self._clock())
-        self._copies, self._frees, self._just_ended = [], [], []
+        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
+        step = Step(copies, self._room.take_frees(), truncations, started=self._clock())
+        self._copies, self._just_ended = [], []
         prefilling = []
         for sequence in self._running:
             if sequence.num_computed_tokens < sequence.num_prompt_tokens:
-                if self._ended.ready(sequence, self._running):
+                if self._room.kept.ready(sequence, self._running):
                     prefilling.append(sequence)
             elif sequence.num_computed_tokens < len(sequence.tokens):  # else its place in a beam search has no beam
                 step.add_row(sequence, 1)
@@ -204,13 +202,13 @@ class Scheduler:
         """Counts as of now."""
         return EngineStats(
             waiting=len(self._waiting),
-            running=self._info.num_slots - len(self._free_slots) - len(self._ended),
+            running=self._room.num_held,
             num_slots=self._info.num_slots,
             steps=self._num_steps,
             prompt_tokens=self._num_prompt_tokens,
             generated_tokens=self._num_generated_tokens,
-            reserved_tokens=self._reserved_tokens,
-            kept_tokens=self._ended.num_tokens,
+            reserved_tokens=self._room.num_reserved_tokens,
+            kept_tokens=self._room.kept.num_tokens,
         )
 
     # Admission
@@ -228,29 +226,17 @@ class Scheduler:
                 self._encodings.add(group)
             else:
                 self._find_sources(group)
-            self._reserved_tokens += group.num_reserved_tokens
-            self._free(self._ended.shrink(self._token_budget - self._reserved_tokens))
-            for holder in [group] if isinstance(group, Encoding) else group.sequences:
-                if not self._free_slots:
-                    self._free([self._ended.pop()])
-                holder.slot = heapq.heappop(self._free_slots)
+            self._room.admit(group)
 
     def _find_sources(self, group: Group) -> None:
         for sequence in group.sequences:
             if sequence.leader is None:
-                self._ended.find_source(sequence, self._running)
+                self._room.kept.find_source(sequence, self._running)
                 self._running.append(sequence)
 
     def _num_queued(self) -> int:
         """Waiting requests that the next step will not admit."""
-        slots = len(self._free_slots) + len(self._ended)
-        tokens = self._token_budget - self._reserved_tokens
-        for num_admitted, group in enumerate(self._waiting):
-            slots -= group.num_slots
-            tokens -= group.num_reserved_tokens
-            if slots < 0 or tokens < 0:
-                return len(self._waiting) - num_admitted
-        return 0
+        return len(self._waiting) - self._room.num_fitting(self._waiting)
 
     # Steps
 
@@ -286,14 +272,12 @@ class Scheduler:
         source, sequence.source = sequence.source, None
         if source is None:
             return True
-        if source.finished and source not in self._ended:
+        if source.finished and source not in self._room.kept:
             sequence.source = source
             return False
         num_shared = sequence.num_shared_tokens
         if source.finished and num_shared == source.num_read_tokens:  # nothing is lost when its slot goes on as ours
-            self._ended.remove(source)
-            heapq.heappush(self._free_slots, sequence.slot)
-            sequence.slot = source.slot
+            self._room.inherit(sequence, source)
         else:
             step.copies.append((source.slot, sequence.slot))
             if sequence.slot in step.frees:  # it was somebody's until now; the copy comes before the frees
@@ -396,17 +380,10 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_prompt_tokens
         self._running.append(sequence)
 
-    def _free(self, holders: Iterable[Sequence | Encoding]) -> None:
-        """Let the slots of what is over be anybody's."""
-        for holder in holders:
-            heapq.heappush(self._free_slots, holder.slot)
-            self._frees.append(holder.slot)
-
     def _release(self, sequence: Sequence) -> None:
         """End a sequence; its contents stay readable for the copies that the next step begins with, or longer."""
         sequence.finished = True
-        self._reserved_tokens -= sequence.num_reserved_tokens
-        self._free(self._ended.add(sequence))
+        self._room.release(sequence)
         self._just_ended.append(sequence)
         group = sequence.group
         group.num_unfinished -= 1
@@ -415,6 +392,5 @@ class Scheduler:
 
     def _release_encoding(self, encoding: Encoding) -> None:
         encoding.finished = True
-        self._free([encoding])
-        self._reserved_tokens -= encoding.num_reserved_tokens
+        self._room.release(encoding)
         self._pace.end()

@@ -1,0 +1,75 @@
+"""The slots and tokens of a runner: who holds them, and what is left."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from arriero.engine.encodings import Encoding
+from arriero.engine.prefixes import Prefixes
+from arriero.engine.sequence import Group, Sequence
+
+
+class Room:
+    """Every slot is free, held, or kept for the prompt in it, which ends when somebody needs the slot or its tokens."""
+
+    def __init__(self, num_slots: int, token_budget: int, kept: Prefixes) -> None:
+        self.kept = kept
+        self.num_reserved_tokens = 0
+        self._num_slots = num_slots
+        self._token_budget = token_budget
+        self._free = list(range(num_slots))  # a heap: low slots first keeps the used memory together
+        self._frees: list[int] = []
+
+    @property
+    def num_held(self) -> int:
+        """Slots of what is running."""
+        return self._num_slots - len(self._free) - len(self.kept)
+
+    @property
+    def has_frees(self) -> bool:
+        """Whether there are slots that the runner is yet to free."""
+        return bool(self._frees)
+
+    def take_frees(self) -> list[int]:
+        """The slots that the runner is to free now."""
+        frees, self._frees = self._frees, []
+        return frees
+
+    def num_fitting(self, waiting: Iterable[Group | Encoding]) -> int:
+        """How many of these fit, up to the first that does not."""
+        slots = len(self._free) + len(self.kept)
+        tokens = self._token_budget - self.num_reserved_tokens
+        count = 0
+        for group in waiting:
+            slots -= group.num_slots
+            tokens -= group.num_reserved_tokens
+            if slots < 0 or tokens < 0:
+                break
+            count += 1
+        return count
+
+    def admit(self, group: Group | Encoding) -> None:
+        """Give slots and tokens to one that fits."""
+        self.num_reserved_tokens += group.num_reserved_tokens
+        self._give_back(self.kept.shrink(self._token_budget - self.num_reserved_tokens))
+        for holder in [group] if isinstance(group, Encoding) else group.sequences:
+            if not self._free:
+                self._give_back([self.kept.pop()])
+            holder.slot = heapq.heappop(self._free)
+
+    def release(self, holder: Sequence | Encoding) -> None:
+        """Take back what is held; a slot's contents stay readable for the copies that the next step begins with."""
+        self.num_reserved_tokens -= holder.num_reserved_tokens
+        self._give_back([holder] if isinstance(holder, Encoding) else self.kept.add(holder))
+
+    def inherit(self, sequence: Sequence, source: Sequence) -> None:
+        """Let a sequence go on in the slot that was kept for its source."""
+        self.kept.remove(source)
+        heapq.heappush(self._free, sequence.slot)
+        sequence.slot = source.slot
+
+    def _give_back(self, holders: Iterable[Sequence | Encoding]) -> None:
+        for holder in holders:
+            heapq.heappush(self._free, holder.slot)
+            self._frees.append(holder.slot)
