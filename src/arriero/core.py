@@ -77,6 +77,9 @@ class GenerationRequest:
     max_tokens: int
     """Tokens a choice may have at most; each prompt plus this must fit the runner's context, or with an
     encoder-decoder this alone. 0 only scores prompts."""
+    likely_tokens: int | None = None
+    """Tokens a choice is likely to have at most, where `max_tokens` is only what there is room for: the engine sets
+    aside no more at first, and a choice that goes on may have to wait for room. None: `max_tokens`. Not for beams."""
     min_tokens: int = 0
     """Tokens a choice has at least: before that no end token is drawn and no stop string ends it."""
     num_choices: int = 1
@@ -172,7 +175,7 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     reserved_tokens: int = 0
-    """Tokens of the key/value budget that admitted requests may come to hold."""
+    """Tokens of the key/value budget that are set aside for admitted requests."""
     kept_tokens: int = 0
     """Prompt tokens of ended requests that are kept for prompts that begin like theirs."""
 

@@ -326,3 +326,12 @@ async def test_what_an_engine_calls_a_parameter_is_not_told(
     for stream in (False, True):
         answer = await served.chat(stream=stream, **given)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_chats_without_a_limit_share_what_room_there_is(serve: Serve) -> None:
+    """Each may come to 1,000 tokens and there is room for 2,800: four run at once, and none is cut short."""
+    served = await serve(context=1000, token_budget=2800, slots=4, pace=1000.0, script=[{"reply": "x" * 800}])
+    asking = [asyncio.create_task(served.chat()) for _ in range(4)]
+    await served.until(lambda stats: stats.running == 4)
+    for answer in await asyncio.gather(*asking):
+        assert answer.json()["choices"][0]["message"]["content"] == "x" * 800

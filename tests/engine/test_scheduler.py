@@ -478,3 +478,47 @@ def test_token_ids_are_those_of_the_adapter():
         make(num_adapters=1, vocab_sizes=(40, 50), hidden_size=4).submit_encoding(
             EncodingRequest(id="c", inputs=((45,),))
         )
+
+
+# Answers whose length nobody limited
+
+
+def test_what_is_likely_is_reserved_and_more_as_it_is_needed():
+    scheduler = make(token_budget=400)
+    scheduler.submit(ask(10, max_tokens=90, likely_tokens=20))
+    reserved = []
+    for _ in range(90):
+        advance(scheduler)
+        reserved.append(scheduler.stats().reserved_tokens)
+    assert list(dict.fromkeys(reserved)) == [30, 50, 70, 90, 100, 0]
+
+
+def test_more_of_them_run_at_once_and_wait_for_each_other_when_they_are_long():
+    """Three that may come to 100 tokens each, with room for 200: all run at first, the youngest waits, none is lost."""
+    scheduler = make(token_budget=200)
+    groups = [scheduler.submit(ask(10, max_tokens=90, likely_tokens=20)) for _ in range(3)]
+    lengths, waited = dict.fromkeys(groups, 0), set()
+    while scheduler.stats().reserved_tokens or scheduler.stats().waiting or not any(lengths.values()):
+        step, events = advance(scheduler)
+        speaking = {sequence.group for sequence in step.sequences}
+        begun = {group for group in groups if lengths[group] and group.num_unfinished}
+        waited |= begun - speaking
+        assert scheduler.stats().reserved_tokens <= 200
+        for group, event in events:
+            lengths[group] += isinstance(event, Token)
+    assert set(lengths.values()) == {90}
+    assert waited
+    assert groups[0] not in waited
+
+
+def test_nobody_is_admitted_while_an_answer_waits_for_room():
+    scheduler = make(token_budget=200)
+    for _ in range(3):
+        scheduler.submit(ask(10, max_tokens=90, likely_tokens=20))
+    late = None
+    while scheduler.stats().running or scheduler.stats().waiting or late is None:
+        advance(scheduler)
+        if scheduler._short and late is None:
+            late = scheduler.submit(ask(1, max_tokens=1))
+        assert not (scheduler._short and late) or late.sequences[0].slot < 0
+    assert late.num_unfinished == 0

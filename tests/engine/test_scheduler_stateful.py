@@ -1,11 +1,12 @@
 """Any mix of requests, aborts and steps: nobody gets anything but what it would have got alone."""
 
+import contextlib
 import functools
 from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -16,7 +17,7 @@ from arriero.engine.processors import processors_of
 from arriero.engine.sampling import Draw, sample
 from arriero.engine.scheduler import Scheduler
 from arriero.engine.scoring import score
-from arriero.errors import InvalidRequest, Overloaded
+from arriero.errors import ContextOverflow, InvalidRequest, Overloaded
 from arriero.runners.scripted import ScriptedRunner
 
 CONTEXT = 40
@@ -141,6 +142,7 @@ requests = st.builds(
     id=st.just("r"),
     prompts=st.lists(prompts, min_size=1, max_size=3).map(tuple),
     max_tokens=st.integers(0, 12),
+    likely_tokens=st.sampled_from([None, None, 1, 2, 5]),
     num_choices=st.sampled_from([1, 1, 1, 2, 3]),
     sampling=st.builds(
         Sampling,
@@ -204,9 +206,9 @@ class Engine(RuleBasedStateMachine):
         except InvalidRequest:
             each = request.beams.num_beams if request.beams else request.num_choices
             num_choices = len(request.prompts) * each
-            reserved = each * sum(len(prompt) + request.max_tokens for prompt in request.prompts)
+            most = each * sum(len(prompt) + request.max_tokens for prompt in request.prompts)
             longest = max(len(prompt) for prompt in request.prompts) + request.max_tokens
-            assert num_choices > self.runner.info.num_slots or reserved > self.budget or longest > CONTEXT
+            assert num_choices > self.runner.info.num_slots or most > self.budget or longest > CONTEXT
         except Overloaded:
             assert len(self.groups) >= self.max_queue
             assert self.groups
@@ -248,7 +250,8 @@ class Engine(RuleBasedStateMachine):
         self.check_step(step)
         meanwhile()
         drawing = [*step.drawing, *(beam for first in step.expansions for beam in first.group.family(first.prompt))]
-        drawing = [sequence for sequence in drawing if not sequence.finished]
+        waiting = self.decoding - set(step.sequences)  # for room
+        drawing = [sequence for sequence in (*drawing, *waiting) if not sequence.finished]
         for group, event in self.scheduler.update(step, execute(self.runner, step)):
             assert group in self.groups
             heard = self.events[group]
@@ -271,14 +274,15 @@ class Engine(RuleBasedStateMachine):
 
     def check_step(self, step):
         rows: list[Row] = step.rows
-        # Who has begun to speak has one token in every step.
-        assert self.decoding <= set(step.sequences)
+        # Who has begun to speak has one token in every step, but for those whose length nobody limited.
+        assert all(sequence.group.request.likely_tokens for sequence in self.decoding - set(step.sequences))
+        speaking = self.decoding & set(step.sequences)
         reading = [
             (len(row.tokens), sequence.num_prompt_tokens)
             for row, sequence in zip(rows, step.sequences, strict=True)
             if sequence not in self.decoding
         ]
-        assert sum(count for count, _ in reading) <= max(self.chunks[bool(self.decoding)], 2 * self.least - 1)
+        assert sum(count for count, _ in reading) <= max(self.chunks[bool(speaking)], 2 * self.least - 1)
         assert all(count >= min(self.least, whole) for count, whole in reading)
         assert rows or step.frees
         # The oldest prompt that is not read yet is read on.
@@ -346,3 +350,39 @@ def test_the_oracle_is_not_trivial():
     assert all(isinstance(events[-1], Finished) for events in said.values())
     stopped = alone(GenerationRequest(**base, stop_strings=("3",), end_token_ids=frozenset({END})))
     assert {events[-1].reason for events in stopped.values()} == {"stop", "length"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            GenerationRequest,
+            id=st.just("r"),
+            prompts=st.lists(
+                st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple), min_size=1, max_size=2
+            ).map(tuple),
+            max_tokens=st.integers(6, 12),
+            likely_tokens=st.sampled_from([1, 2, 3, None]),
+            num_choices=st.integers(1, 2),
+            sampling=st.builds(Sampling, temperature=st.sampled_from([0.0, 1.0]), seed=st.integers(0, 3)),
+        ),
+        min_size=2,
+        max_size=8,
+    ),
+    st.integers(20, 60),
+)
+def test_where_room_is_short_some_wait_and_all_come_to_their_ends(asked, budget):
+    runner = PrefixRunner(8)
+    scheduler = Scheduler(runner.info, token_budget=budget, max_queue=10, chunk=8)
+    groups, events = [], defaultdict(lambda: defaultdict(list))
+    for request in asked:
+        with contextlib.suppress(ContextOverflow):
+            groups.append(scheduler.submit(request))
+    while step := scheduler.schedule():
+        assert step.rows or step.frees  # somebody always goes on
+        for group, event in scheduler.update(step, execute(runner, step)):
+            events[group][event.index].append(event)
+        assert scheduler.stats().reserved_tokens <= budget
+    for group in groups:
+        assert events[group] == alone(group.request)
+    assert scheduler.stats().reserved_tokens == 0

@@ -14,6 +14,8 @@ from arriero.models.tokenizer import Tokenizer
 from arriero.pool import ServedModel
 
 _GREEDY = 0.0
+LIKELY_TOKENS = 512
+"""What is set aside at once for an answer whose length nobody limited."""
 
 
 def check(parameters: GenerationParameters, limits: Limits) -> None:
@@ -125,6 +127,7 @@ def generation_request(
     """
     limits.check_prompts(prompts, param)
     tokenizer = model.tokenizer
+    likely_tokens = LIKELY_TOKENS if max_tokens is None else None
     max_tokens = _room(model, parameters, max(map(len, prompts)), max_tokens, default_max_tokens, limits, param)
     if parameters.min_tokens > max_tokens:
         raise above("min_tokens", max_tokens)
@@ -134,6 +137,7 @@ def generation_request(
         id=id,
         prompts=tuple(map(tuple, prompts)),
         max_tokens=max_tokens,
+        likely_tokens=likely_tokens,
         min_tokens=parameters.min_tokens,
         num_choices=parameters.num_candidates,
         sampling=_sampling(parameters, tokenizer),

@@ -36,14 +36,14 @@ class Encoding:
     """The sum of the states of the input of which some but not all are known."""
 
     @property
-    def num_slots(self) -> int:
-        """Slots that it holds once admitted."""
-        return 1
-
-    @property
     def num_reserved_tokens(self) -> int:
         """Tokens of the key/value budget that it may come to hold."""
         return max(map(len, self.request.inputs))
+
+    @property
+    def num_most_tokens(self) -> int:
+        """The same: it is known from the start."""
+        return self.num_reserved_tokens
 
     @property
     def num_left(self) -> int:

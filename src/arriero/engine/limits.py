@@ -57,6 +57,8 @@ def _check_counts(request: GenerationRequest) -> None:
         raise InvalidRequest("n must be at least 1.", param="n")
     if request.max_tokens < 0:
         raise InvalidRequest("max_tokens must be at least 0.", param="max_tokens")
+    if request.likely_tokens is not None and request.likely_tokens < 1:
+        raise InvalidRequest("likely_tokens must be at least 1.", param="max_tokens")
     if not 0 <= request.min_tokens <= request.max_tokens:
         raise InvalidRequest("min_tokens must be between 0 and max_tokens.", param="min_tokens")
     if request.logprobs is not None and request.logprobs < 0:
@@ -129,8 +131,9 @@ def _check_context(request: GenerationRequest, context: int) -> None:
 
 def _check_budget(request: GenerationRequest, token_budget: int) -> None:
     lengths, max_tokens = [len(prompt) for prompt in request.prompts], request.max_tokens
-    alone = sum(lengths) + len(lengths) * max_tokens
-    total = alone * num_slots(request)
+    likely = max_tokens if request.beams else min(request.likely_tokens or max_tokens, max_tokens)
+    alone = sum(lengths) + len(lengths) * likely
+    total = alone * num_slots(request) + max_tokens - likely  # one of them at least can go to its end
     if total > token_budget:
         several = "num_beams" if request.beams else "n"
         param = several if alone <= token_budget else "prompt" if sum(lengths) >= token_budget else "max_tokens"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from arriero.engine.budget import Budget, Holder
 from arriero.engine.encodings import Encoding
 from arriero.engine.prefixes import Prefixes
 from arriero.engine.sequence import Group, Sequence
@@ -15,9 +16,8 @@ class Room:
 
     def __init__(self, num_slots: int, token_budget: int, kept: Prefixes) -> None:
         self.kept = kept
-        self.num_reserved_tokens = 0
+        self._budget = Budget(token_budget)
         self._num_slots = num_slots
-        self._token_budget = token_budget
         self._free = list(range(num_slots))  # a heap: low slots first keeps the used memory together
         self._frees: list[int] = []
 
@@ -25,6 +25,11 @@ class Room:
     def num_held(self) -> int:
         """Slots of what is running."""
         return self._num_slots - len(self._free) - len(self.kept)
+
+    @property
+    def num_reserved_tokens(self) -> int:
+        """Tokens that are set aside for what is running."""
+        return self._budget.num_reserved_tokens
 
     @property
     def has_frees(self) -> bool:
@@ -39,28 +44,34 @@ class Room:
     def num_fitting(self, waiting: Iterable[Group | Encoding]) -> int:
         """How many of these fit, up to the first that does not."""
         slots = len(self._free) + len(self.kept)
-        tokens = self._token_budget - self.num_reserved_tokens
+        admitted: list[Holder] = []
         count = 0
         for group in waiting:
-            slots -= group.num_slots
-            tokens -= group.num_reserved_tokens
-            if slots < 0 or tokens < 0:
+            admitted += _holders(group)
+            if len(admitted) > slots or not self._budget.has_room(admitted):
                 break
             count += 1
         return count
 
     def admit(self, group: Group | Encoding) -> None:
         """Give slots and tokens to one that fits."""
-        self.num_reserved_tokens += group.num_reserved_tokens
-        self._give_back(self.kept.shrink(self._token_budget - self.num_reserved_tokens))
-        for holder in [group] if isinstance(group, Encoding) else group.sequences:
+        holders = _holders(group)
+        self._budget.admit(holders)
+        self._give_back(self.kept.shrink(self._budget.num_free_tokens))
+        for holder in holders:
             if not self._free:
                 self._give_back([self.kept.pop()])
             holder.slot = heapq.heappop(self._free)
 
-    def release(self, holder: Sequence | Encoding) -> None:
+    def grow(self, sequence: Sequence) -> bool:
+        """Set more tokens aside for an answer; False if it has to wait."""
+        grown = self._budget.grow(sequence)
+        self._give_back(self.kept.shrink(self._budget.num_free_tokens))
+        return grown
+
+    def release(self, holder: Holder) -> None:
         """Take back what is held; a slot's contents stay readable for the copies that the next step begins with."""
-        self.num_reserved_tokens -= holder.num_reserved_tokens
+        self._budget.release(holder)
         self._give_back([holder] if isinstance(holder, Encoding) else self.kept.add(holder))
 
     def inherit(self, sequence: Sequence, source: Sequence) -> None:
@@ -69,7 +80,11 @@ class Room:
         heapq.heappush(self._free, sequence.slot)
         sequence.slot = source.slot
 
-    def _give_back(self, holders: Iterable[Sequence | Encoding]) -> None:
+    def _give_back(self, holders: Iterable[Holder]) -> None:
         for holder in holders:
             heapq.heappush(self._free, holder.slot)
             self._frees.append(holder.slot)
+
+
+def _holders(group: Group | Encoding) -> Iterable[Holder]:
+    return [group] if isinstance(group, Encoding) else group.sequences

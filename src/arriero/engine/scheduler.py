@@ -11,6 +11,8 @@ Rules:
   fit, nobody behind it is admitted. So it never starves: whoever runs ends within its own `max_tokens`, and the
   engine empties towards it. The price is a slot that may idle for a while beside a wide request.
 - **Everybody who speaks goes on speaking.** Every decoding sequence has one token in every step.
+- **An answer whose length nobody limited** has less reserved, asks for more as it comes, and may have to wait for it:
+  the exception to the rule before. Nobody is admitted meanwhile. See `arriero.engine.budget`.
 - **Prompts share what is left.** A step reads at most `chunk` prompt tokens, `chunk_beside_decode` while somebody
   decodes, so that a long prompt does not stall running answers. The oldest prompt goes first and is the only one
   that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
@@ -89,6 +91,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # oldest first; followers join when their leader has read the prompt
         self._encodings = Encodings()
         self._encodings_first = False
+        self._short: list[Sequence] = []  # those that wait for more tokens of the budget
         can_share = info.chunked_prefill and info.truncation and not info.source_context
         kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk)
         self._room = Room(info.num_slots, token_budget, kept)
@@ -151,6 +154,7 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """Plan the next step; None when there is nothing to do until a request comes."""
+        self._grow()
         self._admit()
         if not self._running and not self._encodings and not self._room.has_frees:
             return None
@@ -163,8 +167,8 @@ class Scheduler:
             if sequence.num_computed_tokens < sequence.num_prompt_tokens:
                 if self._room.kept.ready(sequence, self._running):
                     prefilling.append(sequence)
-            elif sequence.num_computed_tokens < len(sequence.tokens):  # else its place in a beam search has no beam
-                step.add_row(sequence, 1)
+            elif sequence.num_computed_tokens < len(sequence.tokens) and sequence not in self._short:
+                step.add_row(sequence, 1)  # else its place in a beam search has no beam
         self._read(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
         return step
 
@@ -228,6 +232,14 @@ class Scheduler:
                 self._find_sources(group)
             self._room.admit(group)
 
+    def _grow(self) -> None:
+        """Reserve more for answers that have come to the end of what was; those that have to wait do not speak."""
+        self._short = [
+            sequence
+            for sequence in self._running
+            if sequence.num_held_tokens > sequence.num_reserved_tokens and not self._room.grow(sequence)
+        ]
+
     def _find_sources(self, group: Group) -> None:
         for sequence in group.sequences:
             if sequence.leader is None:
@@ -236,6 +248,8 @@ class Scheduler:
 
     def _num_queued(self) -> int:
         """Waiting requests that the next step will not admit."""
+        if any(not sequence.finished for sequence in self._short):
+            return len(self._waiting)
         return len(self._waiting) - self._room.num_fitting(self._waiting)
 
     # Steps

@@ -28,16 +28,6 @@ class Group:
         """Choices over all prompts."""
         return len(self.request.prompts) * self.request.num_choices
 
-    @property
-    def num_slots(self) -> int:
-        """Slots that it holds once admitted."""
-        return len(self.sequences)
-
-    @property
-    def num_reserved_tokens(self) -> int:
-        """Tokens of the key/value budget that the whole request may come to hold."""
-        return sum(sequence.num_reserved_tokens for sequence in self.sequences)
-
     def family(self, prompt: int) -> list[Sequence]:
         """The sequences that share a prompt; the first reads it."""
         size = num_slots(self.request)
@@ -78,11 +68,18 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Tokens of the prompt that were copied instead of computed."""
+    num_reserved_tokens: int = 0
+    """Tokens of the key/value budget that are set aside for it; see `arriero.engine.budget`."""
     finished: bool = False
 
     @property
-    def num_reserved_tokens(self) -> int:
-        """Tokens of the key/value budget that it may come to hold."""
+    def num_held_tokens(self) -> int:
+        """Tokens that its slot holds when all of its own are computed."""
+        return len(self.inputs) + len(self.tokens)
+
+    @property
+    def num_most_tokens(self) -> int:
+        """Tokens that it may come to hold."""
         return len(self.inputs) + self.num_prompt_tokens + self.group.request.max_tokens
 
     @property
@@ -133,6 +130,10 @@ def group_of(request: GenerationRequest, constraint: Constraint | None, decoder_
                 leader.scores = None if request.prompt_logprobs is None else [None]
             else:
                 leader.followers.append(sequence)
+            likely = None if request.beams else request.likely_tokens
+            sequence.num_reserved_tokens = min(
+                sequence.num_held_tokens + (likely or request.max_tokens), sequence.num_most_tokens
+            )
             group.sequences.append(sequence)
     group.num_unfinished = len(group.sequences)
     return group
