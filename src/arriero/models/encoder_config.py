@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from arriero.errors import ModelLoadError
+from arriero.models.json_files import brief
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "identity"]
 
@@ -126,11 +127,19 @@ def _norm(name: str, config: EncoderConfig) -> Iterator[tuple[str, tuple[int, ..
         yield f"{name}.bias", (config.hidden_size,)
 
 
+def checked_size(source: Path, name: str, size: int, largest: int = 10_000) -> int:
+    """The size itself, if a model can have it; else `ModelLoadError` naming `source`, instead of a very long wait."""
+    if not 1 <= size <= largest:
+        raise ModelLoadError(f"{source}: {name} is {brief(size)}, expected from 1 to {largest:,}.")
+    return size
+
+
 def check_config(source: Path, config: EncoderConfig) -> EncoderConfig:
     """The configuration itself, if its numbers can belong together; else `ModelLoadError` naming `source`."""
-    for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "vocab_size", "context"):
-        if getattr(config, name) < 1:
-            raise ModelLoadError(f"{source}: {name} is {getattr(config, name)}, expected at least 1.")
+    for name in ("num_layers", "num_heads"):
+        checked_size(source, name, getattr(config, name))
+    for name in ("hidden_size", "intermediate_size", "vocab_size", "context"):
+        checked_size(source, name, getattr(config, name), largest=10_000_000)
     if config.hidden_size % config.num_heads:
         raise ModelLoadError(f"{source}: {config.num_heads} heads cannot share {config.hidden_size} channels evenly.")
     if config.rope_theta and config.head_dim % 2:

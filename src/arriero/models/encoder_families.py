@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arriero.errors import UnsupportedModel
-from arriero.models.encoder_config import Activation, EncoderConfig, Head
+from arriero.models.encoder_config import Activation, EncoderConfig, Head, checked_size
 from arriero.models.json_files import Settings, brief
 
 RELATIVE_BUCKETS = 32
@@ -114,12 +114,13 @@ def _mpnet(settings: Settings) -> EncoderConfig:
 
 
 def _modernbert(settings: Settings) -> EncoderConfig:
-    layers = settings.integer("num_hidden_layers", 22)
+    layers = checked_size(settings.file, "num_layers", settings.integer("num_hidden_layers", 22))
     every = max(1, settings.integer("global_attn_every_n_layers", 3))
     kinds = settings.values.get("layer_types")
     if kinds is None:
         kinds = ["sliding_attention" if layer % every else "full_attention" for layer in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
         raise settings.unexpected("layer_types", "full_attention or sliding_attention for each layer")
     local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
     return EncoderConfig(
@@ -341,7 +342,7 @@ def head_of(settings: Settings, family: Family) -> Head:
     """The classification head of a `...ForSequenceClassification` model."""
     labels = settings.values.get("id2label")
     if labels is None:
-        count = settings.integer("num_labels", 2)
+        count = checked_size(settings.file, "num_labels", settings.integer("num_labels", 2))
         labels = {str(index): f"LABEL_{index}" for index in range(count)}
     if not isinstance(labels, dict) or not labels or not all(isinstance(label, str) for label in labels.values()):
         raise settings.unexpected("id2label", "a JSON object of texts")

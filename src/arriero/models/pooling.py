@@ -6,6 +6,7 @@ https://sbert.net/docs/sentence_transformer/usage/custom_models.html.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,7 +185,7 @@ def _max_length(path: Path) -> int | None:
         file = path / name
         value = read_json(file).get(key) if file.exists() else None
         if value is not None:
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
                 raise ModelLoadError(f"{file}: {key} is {brief(value)}, expected a number of tokens.")
             return int(value)
     return None
@@ -199,6 +200,6 @@ def _prompts(about: Settings) -> dict[str, str]:
 
 def _default_prompt(about: Settings) -> str | None:
     name = about.values.get("default_prompt_name")
-    if name is not None and name not in _prompts(about):
+    if name is not None and (not isinstance(name, str) or name not in _prompts(about)):
         raise about.unexpected("default_prompt_name", "the name of one of the prompts")
     return name
