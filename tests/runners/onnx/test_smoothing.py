@@ -50,7 +50,12 @@ def check_smoothed(checkpoint, some_prompts, directory):
     observed.mkdir()
     smoothed = SmoothedCheckpoint(checkpoint)
     build_decoder(smoothed, Fp32(), observed, observed=True)
-    reach = observe(observed, smoothed.config, some_prompts[2])
+    reach = smoothed.original_reach(observe(observed, smoothed.config, some_prompts[2]))
+    build_decoder(checkpoint, Fp32(), observed, observed=True)
+    plain = observe(observed, checkpoint.config, some_prompts[2])
+    inner = checkpoint.config.intermediate_size
+    for found, true in zip(reach, plain, strict=True):
+        np.testing.assert_allclose(found[:inner], true[:inner], rtol=1e-3, atol=1e-5)
     for number, source in enumerate((checkpoint, smoothed, SmoothedCheckpoint(checkpoint, reach))):
         target = directory / str(number)
         target.mkdir()

@@ -82,13 +82,15 @@ def _convert(
     directory: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    source = SmoothedCheckpoint(checkpoint) if form.smooth else checkpoint
-    if form.smooth and calibration:
-        with tempfile.TemporaryDirectory(dir=directory) as observed:
-            build_decoder(source, form, Path(observed), observed=True)
-            reach = observe(Path(observed), source.config, calibration)
-        np.save(directory / _REACH_FILE, reach)
-        source = SmoothedCheckpoint(checkpoint, reach)
+    source = checkpoint
+    if form.smooth:
+        source = smoothed = SmoothedCheckpoint(checkpoint)
+        if calibration:
+            with tempfile.TemporaryDirectory(dir=directory) as observed:
+                build_decoder(smoothed, form, Path(observed), observed=True)
+                reach = smoothed.original_reach(observe(Path(observed), smoothed.config, calibration))
+            np.save(directory / _REACH_FILE, reach)
+            source = SmoothedCheckpoint(checkpoint, reach)
     build_decoder(source, form, directory, progress)
 
 

@@ -78,6 +78,15 @@ class SmoothedCheckpoint:
             return self._out(module, value[:, None])[:, 0]
         return self._into(module, self._out(module, value))
 
+    def original_reach(self, observed: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """How far channels reach in the original, from what was observed in these coordinates without a reach."""
+        config = self._original.config
+        others = np.ones(2 * config.hidden_size, np.float32)
+        return [
+            reach * np.concatenate([self._factors(f"model.layers.{layer}"), others])
+            for layer, reach in enumerate(observed)
+        ]
+
     def _stream_tensor(self, module: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
         if module.endswith(("q_norm", "k_norm")):
             return value
