@@ -20,11 +20,11 @@ from safetensors.numpy import save_file
 
 from arriero.config import load
 from arriero.core import Row, Runner, Want
+from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.layout import tensor_shapes
-from arriero.models.lora import Adapter
-from arriero.models.resolve import resolve
+from arriero.models.decoders.layout import tensor_shapes
+from arriero.models.sources.resolve import resolve
 from arriero.runners.onnx import load_runner
 
 ATTENTION = ["q_proj", "v_proj"]

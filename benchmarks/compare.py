@@ -32,7 +32,7 @@ import llama_cpp
 
 from arriero import config
 from arriero.bench.load import Load, Result, run
-from arriero.models.resolve import resolve
+from arriero.models.sources.resolve import resolve
 from machine import QUIET, THREADS, busy_seconds, machine, own_seconds, serve_arriero, wait_for_quiet
 
 NUM_TOKENS = 64

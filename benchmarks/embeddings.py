@@ -32,7 +32,7 @@ from sentence_transformers import SentenceTransformer
 
 from arriero import config
 from arriero.bench.words import prompt
-from arriero.models.resolve import resolve
+from arriero.models.sources.resolve import resolve
 from machine import THREADS, busy_seconds, machine, own_seconds, serve_arriero, wait_for_quiet
 
 FEWEST, MOST = 2, 160

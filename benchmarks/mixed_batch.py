@@ -32,8 +32,8 @@ from arriero.engine.local import LocalEngine
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.resolve import resolve
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.sources.resolve import resolve
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from arriero.runners.onnx import load_runner
 from arriero.text.stop import stop_constraints
 

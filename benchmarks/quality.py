@@ -35,8 +35,8 @@ from arriero import config
 from arriero.core import Row, Runner, Want
 from arriero.models.calibration import calibration_tokens
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.resolve import resolve
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.sources.resolve import resolve
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from arriero.runners.onnx import load_runner
 
 TEXT_PACKAGE = "Django==5.2.8"

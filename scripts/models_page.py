@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from arriero.core import Row, Want  # noqa: E402
 from arriero.models.checkpoint import open_checkpoint  # noqa: E402
-from arriero.models.families import ARCHITECTURES  # noqa: E402
-from arriero.models.gguf_families import ARCHITECTURES as GGUF_ARCHITECTURES  # noqa: E402
+from arriero.models.decoders.families import ARCHITECTURES  # noqa: E402
+from arriero.models.decoders.gguf_families import ARCHITECTURES as GGUF_ARCHITECTURES  # noqa: E402
 from references import tiny_families  # noqa: E402
 from references.tiny_models import kept  # noqa: E402
 
@@ -31,8 +31,8 @@ show NAME` tells which engine runs a model, and why.
 
 ## Families
 
-A family is one function in `models/families.py` and one entry of its table. Weights come from safetensors, one file
-or many, in float32, float16 or bfloat16, or from a GGUF file. What is not said here is as in LLaMA.
+A family is one function in `models/decoders/families.py` and one entry of its table. Weights come from safetensors, one
+file or many, in float32, float16 or bfloat16, or from a GGUF file. What is not said here is as in LLaMA.
 
 | `architectures` in config.json | GGUF | Among others | What sets it apart |
 |---|---|---|---|

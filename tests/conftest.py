@@ -24,8 +24,8 @@ from arriero.app import load as load_model
 from arriero.app.web import create_app
 from arriero.config import Settings, load
 from arriero.core import EngineStats
-from arriero.models.catalog import DEFAULT_MODEL
-from arriero.models.download import fetch
+from arriero.models.sources.catalog import DEFAULT_MODEL
+from arriero.models.sources.download import fetch
 from arriero.pool import Pool, ServedModel
 from hub_server import Hub, serving
 from references.vocabularies import unpack

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from arriero.models.architecture import DecoderConfig
-from arriero.models.layout import tensor_shapes
+from arriero.models.decoders.layout import tensor_shapes
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
 

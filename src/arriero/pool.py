@@ -9,7 +9,7 @@ from typing import Literal
 from arriero.core import Engine
 from arriero.errors import UnknownModel
 from arriero.models.card import ModelCard
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.chat import ChatTemplate
 
 _ROLES = {

@@ -12,7 +12,7 @@ from arriero.app import load
 from arriero.app.web import create_app
 from arriero.config import Settings
 from arriero.errors import ConfigError, UnsupportedModel
-from arriero.models.encoder import open_encoder
+from arriero.models.encoders.encoder import open_encoder
 from arriero.runners.onnx import load_encoder
 from references import tiny_encoders
 

@@ -7,7 +7,7 @@ import pytest
 
 from arriero.app import load
 from arriero.config import Settings
-from arriero.models.catalog import catalog
+from arriero.models.sources.catalog import catalog
 from tiny_directory import write_directory
 
 NAME = "SmolLM2-135M-Instruct"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from arriero.models.encoder import open_encoder
+from arriero.models.encoders.encoder import open_encoder
 from arriero.runners.onnx import load_encoder
 from references import tiny_encoders
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from arriero.models.encoder import open_encoder
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.encoders.encoder import open_encoder
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from arriero.runners.onnx import load_encoder
 from references import minilm
 from references.tokenizer_strings import strings

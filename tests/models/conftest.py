@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from arriero.models.architecture import DecoderConfig
-from arriero.models.layout import tensor_shapes
+from arriero.models.decoders.layout import tensor_shapes
 
 Weights = dict[str, NDArray[np.float32]]
 

@@ -14,11 +14,11 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from arriero.models.architecture import DecoderConfig
-from arriero.models.catalog import DEFAULT_MODEL
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.download import fetch
-from arriero.models.layout import tensor_shapes
-from arriero.models.rope import inverse_frequencies
+from arriero.models.decoders.layout import tensor_shapes
+from arriero.models.decoders.rope import inverse_frequencies
+from arriero.models.sources.catalog import DEFAULT_MODEL
+from arriero.models.sources.download import fetch
 
 
 def test_every_tensor_of_the_catalog_s_gguf_file() -> None:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, MPNetTokenizer, RobertaTokenizer, XLMRobertaTokenizer
 
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from references.tokenizer_strings import strings
 
 STRINGS = strings()[::3]

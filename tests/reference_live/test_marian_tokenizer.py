@@ -5,7 +5,7 @@ import warnings
 import pytest
 import transformers
 
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from references.marian import composes, write_directory
 from references.tokenizer_strings import strings
 

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 from arriero.app import load
 from arriero.config import Settings
 from arriero.errors import ModelLoadError
-from arriero.models.inventory import find
+from arriero.models.sources.inventory import find
 from arriero.runners.torch.pickles import to_safetensors
 from tiny_directory import write_directory
 

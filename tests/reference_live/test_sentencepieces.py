@@ -4,7 +4,7 @@ import re
 import pytest
 from transformers import LlamaTokenizer, T5Tokenizer
 
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from references import sentencepieces
 from references.tokenizer_strings import strings
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from references.token_ids import read, transformers_ids
 from references.tokenizer_strings import strings
 

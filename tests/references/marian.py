@@ -6,7 +6,7 @@ import json
 import unicodedata
 from pathlib import Path
 
-from arriero.models.sentencepiece_file import Kind, read_sentencepiece
+from arriero.models.files.sentencepiece_file import Kind, read_sentencepiece
 from references import sentencepieces
 
 SOURCE, TARGET = "t5", "unigram-spaces"

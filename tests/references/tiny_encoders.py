@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from arriero.models.encoder import configure, source_names
-from arriero.models.encoder_config import tensor_shapes
-from arriero.models.json_files import Settings
+from arriero.models.encoders.encoder import configure, source_names
+from arriero.models.encoders.encoder_config import tensor_shapes
+from arriero.models.files.json_files import Settings
 
 FILE = Path(__file__).with_suffix(".npz")
 INPUT_LENGTHS = (1, 2, 9, 40, 100, 17, 40)

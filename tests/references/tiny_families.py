@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from arriero.models.families import family_of
-from arriero.models.json_files import Settings
-from arriero.models.layout import FUSED, tensor_shapes
+from arriero.models.decoders.families import family_of
+from arriero.models.decoders.layout import FUSED, tensor_shapes
+from arriero.models.files.json_files import Settings
 from references.tiny_models import kept, uniform
 
 FILE = Path(__file__).with_suffix(".npz")

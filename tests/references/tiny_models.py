@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
-from arriero.models.layout import tensor_shapes
+from arriero.models.decoders.layout import tensor_shapes
 
 FILE = Path(__file__).with_suffix(".npz")
 PROMPT_LENGTHS = (1, 2, 9, 40, 150)

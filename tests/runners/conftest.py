@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from arriero.core import Row, Runner
-from arriero.models.lora import Adapter
+from arriero.models.adapters.lora import Adapter
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.formats import WeightFormat
 from arriero.runners.scripted import ScriptedRunner

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arriero.errors import InvalidRequest, ModelLoadError
-from arriero.models.tokenizer import Tokenizer, load_tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from arriero.text.chat import ChatTemplate
 from references.chat_templates import CONVERSATIONS, FILE, SOURCES
 

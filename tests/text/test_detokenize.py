@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arriero.models.tokenizer import Tokenizer, load_tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from arriero.text.detokenize import Detokenizer
 
 NAMES = ("smollm-like", "qwen2", "llama", "llama-legacy", "unigram", "sentencepiece-gguf", "byte-level-gguf")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arriero.core import GenerationRequest
 from arriero.errors import InvalidRequest
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from arriero.text.stop import StopMachine, stop_constraints
 
 letters = st.text("ab", max_size=30)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arriero.core import Event, Finished, GenerationRequest, Logprob, PromptScored, Token
 from arriero.errors import EngineDied
-from arriero.models.tokenizer import Tokenizer, load_tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from arriero.text.stop import stop_constraints
 from arriero.text.stream import Delta, Ended, stream_text
 

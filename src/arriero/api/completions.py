@@ -18,7 +18,7 @@ from arriero.api.schemas import Completion
 from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.infill import Infill, infill_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arriero.core import Logprob
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.detokenize import Detokenizer
 from arriero.text.stream import ScoredToken
 

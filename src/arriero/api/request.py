@@ -10,7 +10,7 @@ from arriero.api.limits import Limits, above
 from arriero.api.parameters import ChatParameters, CompletionParameters, GenerationParameters
 from arriero.core import Beams, GenerationRequest, Sampling
 from arriero.errors import ContextOverflow, InvalidRequest
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.pool import ServedModel
 
 _GREEDY = 0.0

@@ -21,8 +21,8 @@ from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.download import Progress
-from arriero.models.resolve import Resolved, resolve
+from arriero.models.sources.download import Progress
+from arriero.models.sources.resolve import Resolved, resolve
 from arriero.pool import ServedModel
 from arriero.text import alpaca
 

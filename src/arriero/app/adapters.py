@@ -12,14 +12,14 @@ from arriero.app.served import fingerprint_of, vocabulary_digest
 from arriero.config import Settings
 from arriero.core import Constraint, ConstraintFactory, GenerationRequest
 from arriero.errors import ConfigError, ModelLoadError
+from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint
 from arriero.models.card import decoder_tasks
-from arriero.models.download import Progress
-from arriero.models.lora import Adapter
-from arriero.models.metadata import read_text_metadata
-from arriero.models.resolve import resolve
-from arriero.models.slow_tokenizers import has_slow_tokenizer
-from arriero.models.tokenizer import Tokenizer, load_tokenizer
+from arriero.models.sources.download import Progress
+from arriero.models.sources.resolve import resolve
+from arriero.models.tokenizers.metadata import read_text_metadata
+from arriero.models.tokenizers.slow_tokenizers import has_slow_tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from arriero.pool import ServedModel
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints

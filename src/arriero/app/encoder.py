@@ -14,9 +14,9 @@ from arriero.engine.encoder import EncodingEngine
 from arriero.errors import ConfigError, UnsupportedModel
 from arriero.machine import physical_cores
 from arriero.models.card import ModelCard, encoder_tasks
-from arriero.models.encoder import EncoderCheckpoint, open_encoder
-from arriero.models.resolve import Resolved
-from arriero.models.tokenizer import load_tokenizer
+from arriero.models.encoders.encoder import EncoderCheckpoint, open_encoder
+from arriero.models.sources.resolve import Resolved
+from arriero.models.tokenizers.tokenizer import load_tokenizer
 from arriero.pool import ServedModel, Vectors
 
 logger = logging.getLogger(__name__)

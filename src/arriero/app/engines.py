@@ -10,12 +10,12 @@ from typing import Literal
 from arriero.app.pickles import torch_is_installed
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.encoder import configure, open_encoder
-from arriero.models.families import ARCHITECTURES, family_of
-from arriero.models.json_files import Settings, brief, read_json
+from arriero.models.decoders.families import ARCHITECTURES, family_of
+from arriero.models.decoders.layout import check_config
+from arriero.models.encoders.encoder import configure, open_encoder
+from arriero.models.files.json_files import Settings, brief, read_json
+from arriero.models.files.pickled import pickled_weights
 from arriero.models.kind import kind_of
-from arriero.models.layout import check_config
-from arriero.models.pickled import pickled_weights
 
 HALVES = ("bf16", "fp16")
 """Weight formats that only torch computes with."""

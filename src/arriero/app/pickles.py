@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from arriero.models.cache import converted
-from arriero.models.pickled import pickled_weights, pickles_identity
+from arriero.models.files.pickled import pickled_weights, pickles_identity
 
 
 def torch_is_installed() -> bool:

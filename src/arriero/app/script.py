@@ -23,8 +23,8 @@ from arriero.config import Settings
 from arriero.engine.local import LocalEngine
 from arriero.errors import ConfigError
 from arriero.models.card import ModelCard, decoder_tasks
-from arriero.models.metadata import TextMetadata
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.metadata import TextMetadata
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.pool import ServedModel, Vectors
 from arriero.runners.scripted import ScriptedRunner
 from arriero.text.chat import ChatTemplate

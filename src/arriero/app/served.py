@@ -12,8 +12,8 @@ from arriero.core import ConstraintFactory, Runner, RunnerInfo
 from arriero.engine.local import LocalEngine
 from arriero.machine import available_memory
 from arriero.models.card import ModelCard
-from arriero.models.slow_tokenizers import TOKENIZER_FILES
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.slow_tokenizers import TOKENIZER_FILES
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.pool import ServedModel, Vectors
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints

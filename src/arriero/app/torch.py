@@ -14,8 +14,8 @@ from arriero.config import Settings
 from arriero.errors import ConfigError, ModelLoadError
 from arriero.machine import physical_cores
 from arriero.models.card import ModelCard, decoder_tasks
-from arriero.models.download import Progress
-from arriero.models.resolve import Resolved, resolve
+from arriero.models.sources.download import Progress
+from arriero.models.sources.resolve import Resolved, resolve
 from arriero.pool import ServedModel
 from arriero.text.chat import ChatTemplate, plain_template
 

@@ -13,7 +13,7 @@ import typer
 from arriero import config
 
 if TYPE_CHECKING:
-    from arriero.models.inventory import Stored
+    from arriero.models.sources.inventory import Stored
 
 models = typer.Typer(
     name="models",
@@ -39,7 +39,7 @@ Cache = Annotated[
 @models.command("list")
 def show_all(as_json: Json = False, cache: Cache = None) -> None:
     """List the catalog, and what is in the caches: Arriero's own, and the one of the Hugging Face hub."""
-    from arriero.models.inventory import inventory, others
+    from arriero.models.sources.inventory import inventory, others
 
     place = _cache(cache)
     stored = inventory(place)
@@ -59,7 +59,7 @@ def pull(model: Name, as_json: Json = False, cache: Cache = None) -> None:
     """Download a model of the catalog or of the Hugging Face hub, so that serving it needs no network."""
     from arriero.cli import log
     from arriero.cli.progress import Bars
-    from arriero.models.resolve import resolve
+    from arriero.models.sources.resolve import resolve
 
     log.set_up("info")
     with Bars() as bars:
@@ -79,7 +79,7 @@ def remove(
 ) -> None:
     """Remove what was downloaded and converted of a model. Files of your own are never removed."""
     from arriero.errors import ConfigError
-    from arriero.models import inventory
+    from arriero.models.sources import inventory
 
     place = _cache(cache)
     stored = inventory.find(model, place)
@@ -98,7 +98,7 @@ def remove(
 @models.command()
 def show(model: Name, as_json: Json = False, cache: Cache = None) -> None:
     """Tell what a model is, which engine would run it and why, and about how much memory it takes."""
-    from arriero.models.inventory import find
+    from arriero.models.sources.inventory import find
 
     stored = find(model, _cache(cache))
     facts = _row(stored) | (_facts(stored.path) if stored.path else {})
@@ -126,7 +126,7 @@ def _row(model: Stored) -> dict[str, Any]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    from arriero.models.description import BYTES_PER_WEIGHT, describe
+    from arriero.models.decoders.description import BYTES_PER_WEIGHT, describe
 
     known = describe(path)
     engine, reason = _choice(path)

@@ -32,7 +32,7 @@ class Bars:
             self._bar.stop()
 
     def download(self, done: int, total: int | None) -> None:
-        """Show bytes; `arriero.models.download.Progress`."""
+        """Show bytes; `arriero.models.sources.download.Progress`."""
         self._show(_DOWNLOAD, done, total)
 
     def convert(self, done: int, total: int) -> None:

@@ -35,7 +35,7 @@ POST_NORMS = Norms(None, "post_attention_layernorm", None, "post_feedforward_lay
 class DecoderConfig:
     """Hyperparameters of a decoder-only transformer, named as in transformers' configurations.
 
-    Switches that few families have are off by default; `arriero.models.families` says who sets them.
+    Switches that few families have are off by default; `arriero.models.decoders.families` says who sets them.
     """
 
     family: str
@@ -52,7 +52,7 @@ class DecoderConfig:
     norm_epsilon: float
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None = None
-    """See `arriero.models.rope`."""
+    """See `arriero.models.decoders.rope`."""
     rotary_dim: int | None = None
     """How many elements of a head positions turn, the first ones; None: all."""
     local_rope_theta: float | None = None

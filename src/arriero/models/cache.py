@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import arriero
-from arriero.models.storage import PARTIAL, make_durable, workspace
+from arriero.models.sources.storage import PARTIAL, make_durable, workspace
 
 FORMAT_VERSION = 7
 """Raise when conversions of the same version of Arriero stop being interchangeable."""

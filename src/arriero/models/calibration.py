@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 
 MAX_TOKENS = 1024
 

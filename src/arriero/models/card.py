@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from arriero.models.architecture import DecoderConfig
-from arriero.models.layout import tensor_shapes
+from arriero.models.decoders.layout import tensor_shapes
 
 Task = Literal["completion", "chat", "embedding", "rerank", "score"]
 VECTOR_TASKS: tuple[Task, ...] = ("embedding", "rerank", "score")

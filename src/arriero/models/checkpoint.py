@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from arriero.errors import ModelLoadError
-from arriero.models.directory import DirectoryCheckpoint
-from arriero.models.gguf_checkpoint import GGUFCheckpoint
+from arriero.models.decoders.directory import DirectoryCheckpoint
+from arriero.models.decoders.gguf_checkpoint import GGUFCheckpoint
 from arriero.models.kind import refuse_adapter
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from arriero.errors import ModelLoadError
-from arriero.models.json_files import brief, read_json
+from arriero.models.files.json_files import brief, read_json
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.models.encoder import EncoderCheckpoint
-from arriero.models.encoder_config import Activation
-from arriero.models.pooling import Dense, Pooling, PoolingMode
+from arriero.models.encoders.encoder import EncoderCheckpoint
+from arriero.models.encoders.encoder_config import Activation
+from arriero.models.encoders.pooling import Dense, Pooling, PoolingMode
 
 Vector = NDArray[np.float32]
 Finish = Callable[[Vector], Vector]

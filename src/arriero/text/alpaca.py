@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from arriero.core import PromptScored
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.chat import ChatTemplate
 from arriero.text.stream import Delta, Ended
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from arriero.errors import InvalidRequest, ModelLoadError
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.sandbox import Program
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Self
 
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 

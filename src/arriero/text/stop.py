@@ -12,7 +12,7 @@ from typing import Self
 
 from arriero.core import Constraint, ConstraintFactory, GenerationRequest
 from arriero.errors import InvalidRequest
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.detokenize import Detokenizer
 
 

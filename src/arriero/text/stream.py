@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from arriero.core import Event, Finished, FinishReason, Logprob, PromptScored, Token
-from arriero.models.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.detokenize import Detokenizer
 from arriero.text.stop import StopMachine
 

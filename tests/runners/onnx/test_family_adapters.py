@@ -8,8 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from arriero.core import Row, Want
 from arriero.errors import UnsupportedModel
+from arriero.models.adapters.lora import Adapter
 from arriero.models.checkpoint import open_checkpoint
-from arriero.models.lora import Adapter
 from arriero.runners.onnx import load_runner
 from references import tiny_families
 

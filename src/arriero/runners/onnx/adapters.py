@@ -34,8 +34,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint, DecoderConfig
-from arriero.models.lora import Adapter
 from arriero.runners.onnx.builder import MODEL_FILE, WEIGHTS_FILE, GraphBuilder, Linear, linears
 from arriero.runners.onnx.decoder import EMBEDDINGS_FILE, HEAD_WEIGHT, add_head, save_embeddings
 from arriero.runners.onnx.formats import Format

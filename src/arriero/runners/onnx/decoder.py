@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint, DecoderConfig
-from arriero.models.rope import inverse_frequencies, rotation_scale
+from arriero.models.decoders.rope import inverse_frequencies, rotation_scale
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
 from arriero.runners.onnx.formats import Format, Rows, linear, unscaled_linear
 from arriero.runners.onnx.padding import ROTATION_MULTIPLE

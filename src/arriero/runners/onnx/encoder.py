@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.models.encoder import EncoderCheckpoint
+from arriero.models.encoders.encoder import EncoderCheckpoint
 from arriero.runners.onnx.builder import CONTRIB, GraphBuilder
 from arriero.runners.onnx.formats import Format, linear
 

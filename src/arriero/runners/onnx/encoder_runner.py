@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from arriero.core import EncoderInfo
 from arriero.models.cache import converted
-from arriero.models.encoder import EncoderCheckpoint
-from arriero.models.encoder_config import EncoderConfig
+from arriero.models.encoders.encoder import EncoderCheckpoint
+from arriero.models.encoders.encoder_config import EncoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.encoder import build_encoder
 from arriero.runners.onnx.formats import ZERO_POINT, Format, Fp32, Int8

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.errors import UnsupportedModel
+from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint, DecoderConfig
 from arriero.models.cache import converted
-from arriero.models.lora import Adapter
 from arriero.runners.onnx.adapters import build_adapters
 from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat

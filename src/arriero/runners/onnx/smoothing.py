@@ -24,8 +24,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from arriero.models.adapters.lora import Adapter, Delta
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
-from arriero.models.lora import Adapter, Delta
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.decoder import EMBEDDINGS_FILE, STATES_WEIGHT
 from arriero.runners.onnx.formats import ZERO_POINT

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from arriero.errors import ModelLoadError, UnsupportedModel
-from arriero.models.json_files import read_json
+from arriero.models.files.json_files import read_json
 
 UNLIMITED = 4096
 """Tokens that a model without a limit of its own gets, unless settings say otherwise."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from arriero.errors import ModelLoadError
-from arriero.models.pickled import SINGLE
-from arriero.models.repository import HubName, indexed_files, needed_files
+from arriero.models.files.pickled import SINGLE
+from arriero.models.sources.repository import HubName, indexed_files, needed_files
 from arriero.runners.torch.description import first_line
 
 _DTYPES = {

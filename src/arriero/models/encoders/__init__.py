@@ -1,0 +1,1 @@
+"""Encoder models: families, what their checkpoints hold, pooling."""

@@ -1,0 +1,1 @@
+"""From text to tokens and back, whatever file the vocabulary comes in."""
