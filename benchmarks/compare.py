@@ -204,7 +204,11 @@ def main() -> None:
         contestants = [arriero("int8"), arriero("int4")]
         contestants += [llama(f"llama.cpp {kind}", files[kind], TUNED, cache) for kind in LLAMA_FILES]
     if arguments.only:
-        contestants = [each for each in contestants if each.name in arguments.only.split(",")]
+        names = {each.name for each in contestants}
+        chosen = set(arguments.only.split(","))
+        if not chosen <= names:
+            parser.error(f"--only takes some of: {', '.join(sorted(names))}")
+        contestants = [each for each in contestants if each.name in chosen]
     about = machine(**{"llama.cpp": llama_cpp.PACKAGE})
     print(json.dumps(about, indent=2))
     for each in contestants:
