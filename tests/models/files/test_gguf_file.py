@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arriero.errors import ModelLoadError
-from arriero.models.files.gguf_file import TENSOR_TYPES, GGUFFile, read_metadata
+from arriero.models.files.gguf_file import TENSOR_TYPES, GGUFFile, open_gguf, read_metadata
 
 FIELDS = {
     "a.u8": (gguf.GGUFValueType.UINT8, 200),
@@ -223,3 +223,13 @@ def test_damage_gives_a_model_load_error_or_other_values(
     path.write_bytes(content)
     with suppress(ModelLoadError):
         read_everything(path)
+
+
+def test_a_file_is_read_once_for_all_that_hold_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", {})
+    held = open_gguf(path)
+    assert open_gguf(path) is held
+    write(path, {"t": (np.zeros((1, 32), np.float32), gguf.GGMLQuantizationType.F32)})
+    assert list(open_gguf(path).tensors) == ["t"]
+    with pytest.raises(ModelLoadError, match="missing"):
+        open_gguf(tmp_path / "missing.gguf")

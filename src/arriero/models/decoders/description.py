@@ -13,7 +13,7 @@ from arriero.models.architecture import DecoderConfig
 from arriero.models.card import Task, decoder_tasks, encoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.encoders.encoder import open_encoder
-from arriero.models.files.gguf_file import GGUFFile
+from arriero.models.files.gguf_file import open_gguf
 from arriero.models.files.json_files import read_json
 from arriero.models.files.safetensors_files import open_weights
 from arriero.models.kind import kind_of
@@ -112,7 +112,7 @@ def _tasks(path: Path, template: bool) -> tuple[Task, ...]:
 
 
 def _from_gguf(path: Path, template: bool) -> Description:
-    file = GGUFFile(path)
+    file = open_gguf(path)
     family = _typed(file.fields.get("general.architecture"), str)
     try:
         weights = [(tensor.type.name, tensor.shape) for tensor in file.tensors.values()]

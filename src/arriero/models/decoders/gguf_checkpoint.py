@@ -30,7 +30,7 @@ from arriero.models.decoders.gguf_families import (
 )
 from arriero.models.decoders.layout import check_config, check_tensors, identity, tensor_shapes
 from arriero.models.decoders.rope import rope_scaling
-from arriero.models.files.gguf_file import GGUFFile
+from arriero.models.files.gguf_file import GGUFFile, open_gguf
 
 _LAYER = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 _FACTORS, _SHORT_FACTORS = "rope_freqs.weight", "rope_factors_short.weight"
@@ -62,7 +62,7 @@ class GGUFCheckpoint:
     identity: str
 
     def __init__(self, path: Path) -> None:
-        self.file = GGUFFile(path)
+        self.file = open_gguf(path)
         architecture = _architecture(self.file)
         self.config = _config(self.file, architecture)
         self._sources = _sources(self.file, architecture, self.config)

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,9 +152,28 @@ class GGUFFile:
         return info
 
 
+_held: WeakValueDictionary[tuple[Path, int, int], GGUFFile] = WeakValueDictionary()
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """The file, read once for all that hold it at the same time: a header with a vocabulary takes a while.
+
+    Raises `ModelLoadError` as `GGUFFile` does.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return GGUFFile(path)  # which says what is wrong
+    key = path, status.st_size, status.st_mtime_ns
+    file = _held.get(key)
+    if file is None:
+        file = _held[key] = GGUFFile(path)
+    return file
+
+
 def read_metadata(path: Path) -> Mapping[str, Any]:
     """The metadata of a GGUF file without its tensors, as plain Python values; raises `ModelLoadError`."""
-    return GGUFFile(path).fields
+    return open_gguf(path).fields
 
 
 class _Cursor:
