@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from arriero.api.objects import JSONObject, ignored, marks
-from arriero.api.parameters import Parameter, TokenIds
+from arriero.api.parameters import Parameter, TextsOrTokens, one_fault
 
 _MODEL = "Id of the model. Left out: the server's first."
 _TRUNCATE = "Cut what is longer than the model's context. Left out: refuse it. An extension."
-
-
-def _check_input(value: Any, handler: Callable[[Any], Any]) -> Any:
-    try:
-        return handler(value)
-    except ValidationError:  # pydantic would report every kind of input that it is not
-        raise PydanticCustomError(
-            "prompt_type",
-            "Invalid type for 'input': expected a string, an array of strings, an array of token ids, "
-            "or an array of arrays of token ids.",
-        ) from None
 
 
 class EmbeddingParameters(JSONObject):
     """The body of `POST /v1/embeddings`."""
 
     model: str = Field(description=_MODEL)
-    input: Annotated[
-        str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
-        WrapValidator(_check_input),
-    ] = Field(description="One input or up to 2048, each as text or as token ids.")
+    input: Annotated[TextsOrTokens, one_fault("input")] = Field(
+        description="One input or up to 2048, each as text or as token ids."
+    )
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="Vectors as arrays of numbers, or as little-endian float32 in base64."
     )

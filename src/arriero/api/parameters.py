@@ -22,6 +22,9 @@ from arriero.api.objects import Ignored, JSONObject, Refused, ignored, marks, re
 
 StopString = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
+TextsOrTokens = (
+    str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+)
 
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 _MOST_LABELS, _LONGEST_KEY, _LONGEST_LABEL = 16, 64, 512
@@ -249,24 +252,28 @@ class ChatParameters(GenerationParameters):
         return self.top_logprobs if self.logprobs else None
 
 
-def _check_prompt(value: Any, handler: Callable[[Any], Any]) -> Any:
-    try:
-        return handler(value)
-    except ValidationError:  # pydantic would report every kind of prompt that it is not
-        raise PydanticCustomError(
-            "prompt_type",
-            "Invalid type for 'prompt': expected a string, an array of strings, an array of token ids, "
-            "or an array of arrays of token ids.",
-        ) from None
+def one_fault(name: str) -> WrapValidator:
+    """Reports once a value of `TextsOrTokens` that is of no kind; pydantic would for each kind that it is not."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError(
+                "prompt_type",
+                f"Invalid type for '{name}': expected a string, an array of strings, an array of token ids, "
+                "or an array of arrays of token ids.",
+            ) from None
+
+    return WrapValidator(check)
 
 
 class CompletionParameters(GenerationParameters):
     """The body of `POST /v1/completions`."""
 
-    prompt: Annotated[
-        str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
-        WrapValidator(_check_prompt),
-    ] = Field("", description="One prompt or several, each as text or as token ids. Left out: a new document.")
+    prompt: Annotated[TextsOrTokens, one_fault("prompt")] = Field(
+        "", description="One prompt or several, each as text or as token ids. Left out: a new document."
+    )
     suffix: str = Field(
         "", description="What comes after the answer; only for models that were trained to fill in the middle."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from arriero.config import Settings
 from arriero.errors import ConfigError, ModelLoadError
 from arriero.machine import physical_cores
 from arriero.models.card import ModelCard, decoder_tasks
+from arriero.models.decoders.layout import identity
 from arriero.models.sources.download import Progress
 from arriero.models.sources.resolve import Resolved, resolve
 from arriero.pool import ServedModel
@@ -103,6 +103,5 @@ def torch_model(
 
 
 def _identity(path: Path) -> str:
-    """Digest of the names, sizes and times of a directory's files, as of a checkpoint's."""
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir() if file.is_file()]
-    return hashlib.sha256(repr(sorted(facts)).encode()).hexdigest()
+    """Digest of a directory's files, as of a checkpoint's."""
+    return identity(sorted(file for file in path.iterdir() if file.is_file()))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arriero.core import Encoder, EncodingRequest, EngineStats, Event, GenerationRequest
 from arriero.engine.batches import Batches, Input
-from arriero.engine.encodings import Encoded
 from arriero.engine.thread import ModelThread
 from arriero.errors import InvalidRequest
 
@@ -85,9 +83,7 @@ class EncodingEngine:
             InvalidRequest, ContextOverflow, Overloaded: see `Batches.submit`.
             EngineDied: the engine failed or was closed, before or while it worked on the request.
         """
-        async with aclosing(self._thread.ask(lambda: self._batches.submit(request), 1)) as events:
-            encoded: Encoded = (await anext(events))[0]
-        return encoded.vectors
+        return await self._thread.vectors(lambda: self._batches.submit(request))
 
     def stats(self) -> EngineStats:
         """Counts as of now; raises `EngineDied` when the engine failed."""

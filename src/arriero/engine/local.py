@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from arriero.core import (
     Runner,
 )
 from arriero.engine.beams import Candidate
-from arriero.engine.encodings import Encoded
 from arriero.engine.sampling import sample
 from arriero.engine.scheduler import Scheduler
 from arriero.engine.scoring import score
@@ -161,9 +159,7 @@ class LocalEngine:
             InvalidRequest, ContextOverflow, Overloaded: see `Scheduler.submit_encoding`.
             EngineDied: as `generate`.
         """
-        async with aclosing(self._thread.ask(lambda: self._scheduler.submit_encoding(request), 1)) as events:
-            encoded: Encoded = (await anext(events))[0]
-        return encoded.vectors
+        return await self._thread.vectors(lambda: self._scheduler.submit_encoding(request))
 
     def stats(self) -> EngineStats:
         """Counts as of now; raises `EngineDied` when the engine failed."""

@@ -9,6 +9,7 @@ from arriero.engine.budget import Budget, Holder
 from arriero.engine.encodings import Encoding
 from arriero.engine.prefixes import Prefixes
 from arriero.engine.sequence import Group, Sequence
+from arriero.engine.step import Step
 
 
 class Room:
@@ -74,11 +75,26 @@ class Room:
         self._budget.release(holder)
         self._give_back([holder] if isinstance(holder, Encoding) else self.kept.add(holder))
 
-    def inherit(self, sequence: Sequence, source: Sequence) -> None:
-        """Let a sequence go on in the slot that was kept for its source."""
-        self.kept.remove(source)
-        heapq.heappush(self._free, sequence.slot)
-        sequence.slot = source.slot
+    def share(self, step: Step, sequence: Sequence) -> bool:
+        """Give the sequence what it shares with its source; False if the source's slot has just become another's."""
+        source, sequence.source = sequence.source, None
+        if source is None:
+            return True
+        if source.finished and source not in self.kept:
+            sequence.source = source
+            return False
+        num_shared = sequence.num_shared_tokens
+        if source.finished and num_shared == source.num_read_tokens:  # nothing is lost when its slot goes on as ours
+            self.kept.remove(source)
+            heapq.heappush(self._free, sequence.slot)
+            sequence.slot = source.slot
+        else:
+            step.copies.append((source.slot, sequence.slot))
+            if sequence.slot in step.frees:  # it was somebody's until now; the copy comes before the frees
+                step.frees.remove(sequence.slot)
+        step.truncations.append((sequence.slot, num_shared))
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_shared
+        return True
 
     def _give_back(self, holders: Iterable[Holder]) -> None:
         for holder in holders:

@@ -273,32 +273,13 @@ class Scheduler:
             if not oldest and len(sequence.inputs) + remaining > room:
                 continue
             count = self._chunk_of(remaining, room) if oldest and not sequence.inputs else remaining
-            if not self._share(step, sequence):
+            if not self._room.share(step, sequence):
                 continue
             if sequence.inputs:
                 step.inputs.append((sequence.slot, sequence.inputs, sequence.group.request.adapter))
             step.add_row(sequence, count)
             room -= len(sequence.inputs) + count
         return whole_room - room
-
-    def _share(self, step: Step, sequence: Sequence) -> bool:
-        """Give the sequence what it shares with its source; False if the source's slot has just become another's."""
-        source, sequence.source = sequence.source, None
-        if source is None:
-            return True
-        if source.finished and source not in self._room.kept:
-            sequence.source = source
-            return False
-        num_shared = sequence.num_shared_tokens
-        if source.finished and num_shared == source.num_read_tokens:  # nothing is lost when its slot goes on as ours
-            self._room.inherit(sequence, source)
-        else:
-            step.copies.append((source.slot, sequence.slot))
-            if sequence.slot in step.frees:  # it was somebody's until now; the copy comes before the frees
-                step.frees.remove(sequence.slot)
-        step.truncations.append((sequence.slot, num_shared))
-        sequence.num_computed_tokens = sequence.num_cached_tokens = num_shared
-        return True
 
     def _chunk_of(self, remaining: int, room: int) -> int:
         """How much of a prompt to read now, such that neither this chunk nor what is left is smaller than allowed."""

@@ -11,7 +11,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from arriero.core import EngineStats, Event, Finished
 from arriero.engine.encodings import Encoded
@@ -155,6 +159,12 @@ class ModelThread:
                     if self._work:
                         self._work.abort(handle)
                         self._changed.notify()
+
+    async def vectors(self, submit: Callable[[], Any]) -> NDArray[np.float32]:
+        """What an encoding request comes to; `submit` and errors as `ask`. Cancelling the task aborts the request."""
+        async with aclosing(self.ask(submit, 1)) as events:
+            encoded: Encoded = (await anext(events))[0]
+        return encoded.vectors
 
     def stats(self) -> EngineStats:
         """Counts as of now; raises `EngineDied` when the work failed."""

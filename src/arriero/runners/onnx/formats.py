@@ -103,17 +103,8 @@ def unscaled_linear(graph: GraphBuilder, weights: Format, rows: Rows, name: str,
     return product
 
 
-class Fp32:
-    """Plain float32 products."""
-
-    variant = "fp32"
-    smooth = False
-    invariant = True
-
-    @property
-    def head(self) -> Format:
-        """What the vocabulary projection is computed with."""
-        return self
+class _FloatRows:
+    """The part of a format that reads float rows."""
 
     def rows(
         self,
@@ -127,6 +118,19 @@ class Fp32:
     ) -> Rows:
         """Rows as they are."""
         return Rows(value, scale, value, scale)
+
+
+class Fp32(_FloatRows):
+    """Plain float32 products."""
+
+    variant = "fp32"
+    smooth = False
+    invariant = True
+
+    @property
+    def head(self) -> Format:
+        """What the vocabulary projection is computed with."""
+        return self
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """One MatMul."""
@@ -210,7 +214,7 @@ class Int8:
         )
 
 
-class Blockwise:
+class Blockwise(_FloatRows):
     """MatMulNBits: blocks of 32 weights with a scale, activations quantised inside the kernel.
 
     The vocabulary projection has 8 bits a weight, as in llama.cpp's 4-bit files: at 4 it costs more quality than
@@ -230,19 +234,6 @@ class Blockwise:
     def head(self) -> Format:
         """What the vocabulary projection is computed with."""
         return Blockwise(bits=8, block=self.block)
-
-    def rows(
-        self,
-        graph: GraphBuilder,
-        value: str,
-        *,
-        scale: str | None = None,
-        zero_points: str = "",
-        normed: bool = False,
-        least: float | None = None,
-    ) -> Rows:
-        """Rows as they are; the kernel quantises them."""
-        return Rows(value, scale, value, scale)
 
     def product(self, graph: GraphBuilder, rows: Rows, name: str, weight: NDArray[np.float32]) -> str:
         """One MatMulNBits."""
