@@ -49,6 +49,7 @@ class Served(Watched):
     """A model behind the API, reached without a network."""
 
     client: httpx.AsyncClient
+    settings: Settings
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
         return await self.client.post(path, json={"model": self.model.name, **body})
@@ -80,7 +81,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]
             app = application(Pool([model]), delivery=delivery) if delivery else create_app(chosen, model)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             client = httpx.AsyncClient(transport=transport, base_url="http://arriero")
-            return Served(model, await stack.enter_async_context(client))
+            return Served(model, await stack.enter_async_context(client), chosen)
 
         yield start
 

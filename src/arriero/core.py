@@ -180,6 +180,29 @@ class EngineStats:
     """Prompt tokens of ended requests that are kept for prompts that begin like theirs."""
 
 
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """What one request has used so far, written by who answers it and read by who counts: usage, limits, metrics.
+
+    It is right at any moment, so a request that is broken off has used what its meter says then.
+    """
+
+    endpoint: str = ""
+    """Path of the route, such as `/v1/chat/completions`, with names where values stand; empty: there is none."""
+    model: str = ""
+    """Name of the model that answers, one of the server's own; empty: none was asked, or none has that name."""
+    prompt_tokens: int = 0
+    """Tokens that an engine has taken to read; 0 again when it refuses them."""
+    cached_tokens: int = 0
+    """Those of them that needed no computation; known of a choice when it is complete."""
+    completion_tokens: int = 0
+    """Tokens that were sampled, ending ones included."""
+    first_token_at: float | None = None
+    """When the first of them came, by `time.perf_counter`."""
+    error: str | None = None
+    """Name of the class of what went wrong, before the answer or amid it; None: nothing did."""
+
+
 class Engine(Protocol):
     """Answers requests, any number at once. The API cannot tell one engine from another."""
 

@@ -27,6 +27,7 @@ from arriero.errors import ArrieroError
 from arriero.pool import Pool
 from arriero.wire.errors import INVALID_REQUEST, error_answer, error_body
 from arriero.wire.headers import Application, ResponseHeaders
+from arriero.wire.scope import meter_of, note_error
 from arriero.wire.sse import Message, Receive, Send
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,10 @@ class _Direct:
         endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if endpoint is None:
             await self._app(scope, receive, send)
+            if route := scope.get("route"):
+                meter_of(scope).endpoint = route.path
             return
+        meter_of(scope).endpoint = scope["path"]
         started = False
 
         async def watched(message: Message) -> None:
@@ -107,6 +111,7 @@ class _Direct:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    note_error(request.scope, error)
     answer = error_answer(error)
     return Response(answer.body, answer.status, answer.headers, "application/json")
 

@@ -46,7 +46,7 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         parameters, ignored = await read_parameters(
             request, ChatParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
         )
-        model = require(find_model(pool, parameters.model, profile, ignored), "completion", asked="chat")
+        model = require(find_model(request, pool, parameters.model, profile, ignored), "completion", asked="chat")
         check(parameters, limits)
         messages = template_fields(parameters.messages)
         generation = generation_request(

@@ -42,7 +42,7 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
         parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, defaults)
-        model = require(find_model(pool, parameters.model, profile, ignored), "completion")
+        model = require(find_model(request, pool, parameters.model, profile, ignored), "completion")
         check(parameters, limits)
         infill = _infill(model, parameters)
         prompts = _prompts(parameters)

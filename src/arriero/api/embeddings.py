@@ -36,21 +36,26 @@ def embedding_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def create_embeddings(request: Request) -> Response:
         """Turn texts into vectors that tell how near their meanings are."""
         parameters, ignored = await read_parameters(request, EmbeddingParameters, delivery.body_limit, {"model": name})
-        model = require(find_model(pool, parameters.model, profile, ignored), "embedding")
+        model = require(find_model(request, pool, parameters.model, profile, ignored), "embedding")
         if parameters.dimensions is not None and parameters.dimensions > model.vectors.width:
             raise above("dimensions", model.vectors.width)
         texts, tokens = _inputs(parameters)
         prompt = _prompt(model, parameters, ignored) if texts else ""
         texts = [prompt + text for text in texts]
-        return await answered(request, ignored, _embed(model, parameters, texts, tokens, profile))
+        return await answered(request, ignored, _embed(request, model, parameters, texts, tokens, profile))
 
     return routes
 
 
 async def _embed(
-    model: ServedModel, parameters: EmbeddingParameters, texts: list[str], tokens: list[list[int]], profile: Profile
+    request: Request,
+    model: ServedModel,
+    parameters: EmbeddingParameters,
+    texts: list[str],
+    tokens: list[list[int]],
+    profile: Profile,
 ) -> dict[str, Any]:
-    encoder = TextEncoder(model, truncate=parameters.truncate)
+    encoder = TextEncoder(request, model, truncate=parameters.truncate)
     vectors = await (encoder.texts(texts, _called) if texts else encoder.tokens(tokens, _called))
     if parameters.dimensions is not None:
         vectors = normalised(vectors[:, : parameters.dimensions])

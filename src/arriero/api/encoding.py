@@ -16,6 +16,7 @@ from arriero.core import EncodingRequest
 from arriero.errors import ContextOverflow, InvalidRequest
 from arriero.pool import ServedModel
 from arriero.wire.headers import IGNORED, ignored_header, new_id
+from arriero.wire.scope import meter_of
 from arriero.wire.sse import while_connected
 
 Vectors = NDArray[np.float32]
@@ -29,12 +30,17 @@ class TextEncoder:
     called in the request.
     """
 
-    def __init__(self, model: ServedModel, *, truncate: bool) -> None:
+    def __init__(self, request: Request, model: ServedModel, *, truncate: bool) -> None:
         """`truncate` cuts inputs that are longer than the model's context; else they are refused."""
         self.model = model
-        self.num_tokens = 0
+        self._meter = meter_of(request.scope)
         self._truncate = truncate
         self._context = model.engine.context
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all that was encoded."""
+        return self._meter.prompt_tokens
 
     async def texts(self, texts: Sequence[str], name: Callable[[int], str]) -> Vectors:
         """A vector for each text, float32 [texts, width], of length 1 if the model's are meant to be."""
@@ -87,7 +93,7 @@ class TextEncoder:
         return tokens
 
     async def _encode(self, inputs: Sequence[Sequence[int]], first_segments: Sequence[int]) -> Vectors:
-        self.num_tokens += sum(map(len, inputs))
+        self._meter.prompt_tokens += sum(map(len, inputs))
         return await self.model.engine.encode(
             EncodingRequest(
                 id=new_id("encode-"),

@@ -25,6 +25,7 @@ from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.stream import Delta, Ended, stream_text
 from arriero.wire.headers import IGNORED, ignored_header
+from arriero.wire.scope import meter_of
 from arriero.wire.sse import EventStream, while_connected
 
 T = TypeVar("T")
@@ -55,15 +56,17 @@ class Delivery:
     """Seconds between signs of life while a stream has nothing to say."""
 
 
-def find_model(pool: Pool, name: str, profile: Profile, ignored: list[str]) -> ServedModel:
+def find_model(request: Request, pool: Pool, name: str, profile: Profile, ignored: list[str]) -> ServedModel:
     """The model of that name; in the Alpaca profile any name will do, and is reported when it is not the model's."""
     try:
-        return pool.get(name)
+        model = pool.get(name)
     except UnknownModel:
         if not profile.alpaca:
             raise
         ignored.append("model")
-        return pool.list()[0]
+        model = pool.list()[0]
+    meter_of(request.scope).model = model.name
+    return model
 
 
 def require(model: ServedModel, task: Task, asked: Task | None = None) -> ServedModel:
@@ -93,8 +96,9 @@ async def respond(
     delivery: Delivery,
 ) -> Response:
     """Answer with a stream or in one piece, as `parameters` ask; a client that leaves ends the generation."""
-    usage = Usage(generation.num_choices, sum(map(len, generation.prompts)))
-    deltas = _deltas(model, generation, parameters, delivery.profile)
+    usage = Usage(generation.num_choices, meter_of(request.scope))
+    usage.meter.prompt_tokens = sum(map(len, generation.prompts))
+    deltas = _deltas(model, generation, parameters, delivery.profile, usage)
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}
     if parameters.stream:
         stream = EventStream(
@@ -113,7 +117,11 @@ async def respond(
 
 
 def _deltas(
-    model: ServedModel, generation: GenerationRequest, parameters: GenerationParameters, profile: Profile
+    model: ServedModel,
+    generation: GenerationRequest,
+    parameters: GenerationParameters,
+    profile: Profile,
+    usage: Usage,
 ) -> Deltas:
     deltas = stream_text(
         model.engine.generate(generation),
@@ -122,6 +130,7 @@ def _deltas(
         min_tokens=generation.min_tokens,
         skip_special_tokens=generation.skip_special_tokens,
         include_stop_string=parameters.include_stop_str_in_output,
+        watch=usage.watch,
     )
     # The offsets of log-probabilities count every character.
     return alpaca.strip(deltas) if profile.alpaca and parameters.alternatives is None else deltas
@@ -175,7 +184,6 @@ async def _frames(
                     if isinstance(item, Delta):
                         frames.append(shape.delta(item))
                     else:
-                        usage.add(item)
                         frames.append(shape.closing(item))
                 if any(frames):
                     yield b"".join(frames)
@@ -194,7 +202,6 @@ async def _fold(deltas: Deltas, shape: Shape, usage: Usage, num_prompts: int) ->
                 elif isinstance(item, Delta):
                     pieces[item.index].append(item)
                 else:
-                    usage.add(item)
                     choices[item.index].reason = item.reason
                     choices[item.index].ending = item.ending
     for choice, parts in zip(choices, pieces, strict=True):

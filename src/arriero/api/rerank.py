@@ -37,22 +37,22 @@ def rerank_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def rerank(request: Request) -> Response:
         """Sort documents by their relevance to a query."""
         parameters, ignored = await read_parameters(request, RerankParameters, delivery.body_limit, defaults)
-        model = require(find_model(pool, parameters.model, profile, ignored), "rerank")
-        return await answered(request, ignored, _rerank(model, parameters))
+        model = require(find_model(request, pool, parameters.model, profile, ignored), "rerank")
+        return await answered(request, ignored, _rerank(request, model, parameters))
 
     @routes.post("/v1/score", **describe(ScoreParameters, Scores, model=name, text_1="A mule.", text_2=["A llama."]))
     async def score(request: Request) -> Response:
         """Tell how near texts are to each other, pair by pair."""
         parameters, ignored = await read_parameters(request, ScoreParameters, delivery.body_limit, defaults)
-        model = require(find_model(pool, parameters.model, profile, ignored), "score")
-        return await answered(request, ignored, _score(model, parameters))
+        model = require(find_model(request, pool, parameters.model, profile, ignored), "score")
+        return await answered(request, ignored, _score(request, model, parameters))
 
     return routes
 
 
-async def _rerank(model: ServedModel, parameters: RerankParameters) -> dict[str, Any]:
+async def _rerank(request: Request, model: ServedModel, parameters: RerankParameters) -> dict[str, Any]:
     texts = [each if isinstance(each, str) else each.text for each in parameters.documents]
-    encoder = TextEncoder(model, truncate=parameters.truncate)
+    encoder = TextEncoder(request, model, truncate=parameters.truncate)
     scores = await _relevance(encoder, parameters.query, texts)
     order = np.argsort(-scores, kind="stable")[: parameters.top_n]
     results = [
@@ -86,7 +86,7 @@ async def _relevance(encoder: TextEncoder, query: str, texts: Sequence[str]) -> 
     return nearness
 
 
-async def _score(model: ServedModel, parameters: ScoreParameters) -> dict[str, Any]:
+async def _score(request: Request, model: ServedModel, parameters: ScoreParameters) -> dict[str, Any]:
     firsts, seconds = ([each] if isinstance(each, str) else each for each in (parameters.text_1, parameters.text_2))
     if len(firsts) not in (1, len(seconds)):
         raise InvalidRequest(
@@ -94,7 +94,7 @@ async def _score(model: ServedModel, parameters: ScoreParameters) -> dict[str, A
             param="text_1",
             code="invalid_value",
         )
-    encoder = TextEncoder(model, truncate=parameters.truncate)
+    encoder = TextEncoder(request, model, truncate=parameters.truncate)
     scores = await _nearness(encoder, firsts, seconds)
     data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
     return {

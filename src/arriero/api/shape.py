@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from arriero.api.profile import Profile
-from arriero.core import FinishReason, PromptScored
+from arriero.core import Event, Finished, FinishReason, Meter, PromptScored, Token
 from arriero.pool import ServedModel
 from arriero.text.stream import Delta, Ended, ScoredToken
 from arriero.wire.sse import event
@@ -36,29 +36,40 @@ class Choice:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens that a request took; grows as its choices end."""
+    """Tokens that a request takes, counted on its meter as they come."""
 
     num_choices: int
-    prompt_tokens: int
-    """Of every prompt once, however many choices it has."""
-    completion_tokens: int = 0
+    meter: Meter
+    """Of every prompt it has the tokens once, however many choices it has."""
+    sampled: dict[int, int] = field(default_factory=dict)
+    """By choice: its tokens so far."""
     cached: dict[int, int] = field(default_factory=dict)
     """By prompt: its tokens that needed no computation."""
 
-    def add(self, ended: Ended) -> None:
-        """Count a choice that is complete."""
-        self.completion_tokens += ended.num_tokens
-        prompt = ended.index // self.num_choices
-        # Choices of one prompt copy it from each other; what the first of them had to compute was not cached.
-        self.cached[prompt] = min(ended.cached_tokens, self.cached.get(prompt, ended.cached_tokens))
+    def watch(self, events: Sequence[Event]) -> None:
+        """Count what an engine tells."""
+        meter = self.meter
+        for each in events:
+            if isinstance(each, Token):
+                self.sampled[each.index] = self.sampled.get(each.index, 0) + 1
+                meter.completion_tokens += 1
+            elif isinstance(each, Finished):
+                meter.completion_tokens += each.num_tokens - self.sampled.get(each.index, 0)
+                prompt = each.index // self.num_choices
+                # Choices of one prompt copy it from each other; what the first of them had to compute was not cached.
+                self.cached[prompt] = min(each.cached_tokens, self.cached.get(prompt, each.cached_tokens))
+                meter.cached_tokens = sum(self.cached.values())
+        if meter.first_token_at is None and meter.completion_tokens:
+            meter.first_token_at = time.perf_counter()
 
     def json(self) -> dict[str, object]:
         """As the reference's `usage`."""
+        meter = self.meter
         return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values()), "audio_tokens": 0},
+            "prompt_tokens": meter.prompt_tokens,
+            "completion_tokens": meter.completion_tokens,
+            "total_tokens": meter.prompt_tokens + meter.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": meter.cached_tokens, "audio_tokens": 0},
             "completion_tokens_details": {
                 "reasoning_tokens": 0,
                 "audio_tokens": 0,

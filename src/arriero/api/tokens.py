@@ -58,7 +58,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         parameters, ignored = await read_parameters(
             request, TokenizeParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
         )
-        model = find_model(pool, parameters.model, profile, ignored)
+        model = find_model(request, pool, parameters.model, profile, ignored)
         tokens = await _tokens(model, parameters)
         texts = [_read(model, token) for token in tokens] if parameters.return_token_strs else None
         answer = Tokenized(count=len(tokens), max_model_len=model.engine.context, tokens=tokens, token_strs=texts)
@@ -68,7 +68,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """Tell the text of tokens."""
         parameters, ignored = await read_parameters(request, DetokenizeParameters, delivery.body_limit, defaults)
-        model = find_model(pool, parameters.model, profile, ignored)
+        model = find_model(request, pool, parameters.model, profile, ignored)
         known_ids("tokens", parameters.tokens, model.tokenizer)
         text = await apart_if_long(
             len(parameters.tokens), lambda: model.tokenizer.decode(parameters.tokens, skip_special_tokens=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from arriero.core import Event, Finished, FinishReason, Logprob, PromptScored, Token
@@ -127,13 +127,15 @@ async def stream_text(
     min_tokens: int = 0,
     skip_special_tokens: bool = True,
     include_stop_string: bool = False,
+    watch: Callable[[Sequence[Event]], None] | None = None,
 ) -> AsyncGenerator[list[PromptScored | Delta | Ended], None]:
     """Text of a request's choices as it comes: the tokens' text, cut before the earliest stop string.
 
     The lists are never empty; each has at most one delta a choice, before all deltas the scored prompts, and after
     them the endings. A choice with a stop string ends with reason "stop" whatever the engine says; a stop string
     that is complete before the choice has `min_tokens` tokens is text like any other. With `include_stop_string`
-    the text is cut behind it. `events` is closed with this iterator, and when anything fails.
+    the text is cut behind it. `watch` sees the events before anybody sees their text. `events` is closed with this
+    iterator, and when anything fails.
     """
     choices: dict[int, _Choice] = {}
 
@@ -146,6 +148,8 @@ async def stream_text(
 
     try:
         async for events_now in events:
+            if watch:
+                watch(events_now)
             batch = _Batch()
             for event in events_now:
                 if isinstance(event, PromptScored):

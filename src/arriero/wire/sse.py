@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from arriero.errors import ArrieroError
 from arriero.wire.errors import error_answer
+from arriero.wire.scope import note_error
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -77,7 +78,7 @@ class EventStream:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer; raises what `frames` raises before its first piece."""
-        sending = asyncio.ensure_future(self._send_all(send))
+        sending = asyncio.ensure_future(self._send_all(scope, send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         timeout = self._patience
         try:
@@ -94,7 +95,7 @@ class EventStream:
         finally:
             await _end(sending, leaving)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: MutableMapping[str, Any], send: Send) -> None:
         ending = DONE
         async with aclosing(self._frames) as frames:
             try:
@@ -106,6 +107,7 @@ class EventStream:
                     raise
                 if not isinstance(error, ArrieroError):
                     _log.exception("a stream failed")
+                note_error(scope, error)
                 ending = event(error_answer(error).body)
         await self._send(send, ending, more=False)
 

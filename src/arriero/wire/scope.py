@@ -1,0 +1,25 @@
+"""What travels with a request beside its bytes: entries of the ASGI scope that the gateway makes and the API uses."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from arriero.core import Meter
+from arriero.errors import EngineDied
+
+_METER = "arriero.meter"
+
+
+def meter_of(scope: MutableMapping[str, Any]) -> Meter:
+    """The request's meter; a new one where nobody has put one there."""
+    meter: Meter = scope.setdefault(_METER, Meter())
+    return meter
+
+
+def note_error(scope: MutableMapping[str, Any], error: Exception) -> None:
+    """Write what went wrong on the request's meter; what was refused before it began has used nothing."""
+    meter = meter_of(scope)
+    meter.error = type(error).__name__
+    if not meter.completion_tokens and not isinstance(error, EngineDied):
+        meter.prompt_tokens = 0
