@@ -4,10 +4,14 @@
     ├── InvalidRequest(param)      the caller's fault, and which parameter
     │   ├── UnknownModel           no such model here
     │   └── ContextOverflow        prompt and answer do not fit the model's context
+    ├── InvalidKey                 no key, or one that opens nothing
+    ├── Forbidden                  a good key, but not for this
+    ├── RateLimited(retry_after)   more than the key may ask for in this time
     ├── Overloaded(retry_after)    nothing wrong with the request, no room for it now
     ├── EngineDied                 the engine failed while it worked on the request
     ├── ModelLoadError             a model's files are missing or damaged
     │   └── UnsupportedModel       they are fine, but ask for something that this engine does not compute
+    ├── StoreError                 keys and usage cannot be read or written
     └── ConfigError                a setting is unknown or out of range
 
 Errors are raised, never returned. `arriero.wire.errors` holds the one table that gives each its HTTP
@@ -52,6 +56,30 @@ class ContextOverflow(InvalidRequest):
     """Prompt and answer together are longer than the model's context."""
 
 
+class InvalidKey(ArrieroError):
+    """No key was given, or one that is unknown, expired or revoked."""
+
+
+class Forbidden(ArrieroError):
+    """The key is good, but not for what was asked."""
+
+
+class RateLimited(ArrieroError):
+    """The key's limit is reached; try again after `retry_after` seconds.
+
+    `kind` is what the limit counts: `requests`, `tokens`, or `insufficient_quota` for a budget, which lasts longer than
+    a client should wait.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, kind: str) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), retry_after=self.retry_after, kind=self.kind), self.args
+
+
 class Overloaded(ArrieroError):
     """The engine's queue is full; try again after `retry_after` seconds."""
 
@@ -73,6 +101,10 @@ class ModelLoadError(ArrieroError):
 
 class UnsupportedModel(ModelLoadError):
     """A whole model that the engine does not compute; another engine may. The message says what is not computed."""
+
+
+class StoreError(ArrieroError):
+    """The file of keys and usage cannot be read or written, or does not hold what was asked for."""
 
 
 class ConfigError(ArrieroError):

@@ -15,9 +15,13 @@ from arriero.errors import (
     ConfigError,
     ContextOverflow,
     EngineDied,
+    Forbidden,
+    InvalidKey,
     InvalidRequest,
     ModelLoadError,
     Overloaded,
+    RateLimited,
+    StoreError,
     UnknownModel,
     UnsupportedModel,
 )
@@ -36,6 +40,7 @@ class UnsupportedMediaType(InvalidRequest):
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+QUOTA = "insufficient_quota"
 
 TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     InvalidRequest: (400, INVALID_REQUEST, None),
@@ -43,10 +48,14 @@ TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     ContextOverflow: (400, INVALID_REQUEST, "context_length_exceeded"),
     BodyTooLarge: (413, INVALID_REQUEST, "body_too_large"),
     UnsupportedMediaType: (415, INVALID_REQUEST, "unsupported_media_type"),
+    InvalidKey: (401, INVALID_REQUEST, "invalid_api_key"),
+    Forbidden: (403, INVALID_REQUEST, "insufficient_permissions"),
+    RateLimited: (429, "requests", "rate_limit_exceeded"),
     Overloaded: (503, SERVER_ERROR, "overloaded"),
     EngineDied: (500, SERVER_ERROR, "engine_died"),
     ModelLoadError: (500, SERVER_ERROR, "model_load_error"),
     UnsupportedModel: (500, SERVER_ERROR, "unsupported_model"),
+    StoreError: (500, SERVER_ERROR, "store_error"),
     ConfigError: (500, SERVER_ERROR, "config_error"),
 }
 """Error class to HTTP status, `type` and `code`; a class that is not listed goes by its nearest ancestor."""
@@ -69,7 +78,13 @@ def error_answer(error: Exception) -> ErrorAnswer:
     param = None
     if isinstance(error, InvalidRequest):
         param, code = error.param, error.code or code
-    headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))} if isinstance(error, Overloaded) else {}
+    headers = {}
+    if isinstance(error, Overloaded | RateLimited):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, RateLimited):
+        kind, code = error.kind, error.kind if error.kind == QUOTA else code
+    if isinstance(error, InvalidKey):
+        headers["www-authenticate"] = "Bearer"
     return ErrorAnswer(status, error_body(str(error), kind, param, code), headers)
 
 
