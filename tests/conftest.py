@@ -24,6 +24,7 @@ from arriero.app import load as load_model
 from arriero.app.web import create_app
 from arriero.config import Settings, load
 from arriero.core import EngineStats
+from arriero.gateway.entrance import Entrance
 from arriero.models.sources.catalog import DEFAULT_MODEL
 from arriero.models.sources.download import fetch
 from arriero.pool import Pool, ServedModel
@@ -78,7 +79,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]
             model = load_model(chosen)
             await model.engine.start()
             stack.push_async_callback(model.engine.close)
-            app = application(Pool([model]), delivery=delivery) if delivery else create_app(chosen, model)
+            app = Entrance(application(Pool([model]), delivery=delivery)) if delivery else create_app(chosen, model)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             client = httpx.AsyncClient(transport=transport, base_url="http://arriero")
             return Served(model, await stack.enter_async_context(client), chosen)

@@ -161,6 +161,12 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "General", "info", "Least severe log line to show."
     )
+    log_format: Literal["text", "json"] = _setting(
+        "General", "text", "Log lines for people, or one JSON object each; every request has one at level info."
+    )
+    log_prompts: bool = _setting(
+        "General", False, "Add what clients send, their prompts included, to the log lines of requests."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -48,8 +48,55 @@ async def test_settings_reach_the_server_from_file_variable_and_flag(serve, tmp_
     assert too_big.status_code == 413
 
 
+async def test_every_request_has_a_line_of_the_log_that_tells_nothing_of_its_words(serve):
+    async with serve("--log-format", "json") as server, httpx.AsyncClient() as client:
+        headers = {"x-request-id": "mine", "user-agent": "secret"}
+        await client.post(f"{server.url}/v1/chat/completions", json=chat("secret"), headers=headers)
+        await client.get(f"{server.url}/no/such%0apath?secret")
+        await client.get(f"{server.url}/health")
+        server.process.send_signal(signal.SIGTERM)
+        finished = await server.end()
+    assert "secret" not in finished.stderr
+    first, second = map(json.loads, finished.stderr.splitlines())
+    assert first["ms"] >= first["first_token_ms"] > 0
+    shown = {
+        "message",
+        "level",
+        "id",
+        "method",
+        "route",
+        "model",
+        "status",
+        "prompt_tokens",
+        "completion_tokens",
+        "client",
+    }
+    assert {name: first[name] for name in sorted(shown)} == {
+        "client": "127.0.0.1",
+        "completion_tokens": len("secret!"),
+        "id": "mine",
+        "level": "info",
+        "message": "request",
+        "method": "POST",
+        "model": "scripted",
+        "prompt_tokens": 25,
+        "route": "/v1/chat/completions",
+        "status": 200,
+    }
+    assert (second["route"], second["status"], "model" in second) == ("/no/such%0apath", 404, False)
+
+
+async def test_prompts_are_logged_where_that_is_wanted(serve):
+    async with serve("--log-prompts") as server, httpx.AsyncClient() as client:
+        await client.post(f"{server.url}/v1/chat/completions", json=chat("one\ntwo"))
+        server.process.send_signal(signal.SIGTERM)
+        finished = await server.end()
+    assert finished.stderr.count("\n") == 1
+    assert "one\\\\ntwo" in finished.stderr
+
+
 async def test_nothing_but_the_ready_lines_is_printed(serve):
-    async with serve() as server, httpx.AsyncClient() as client:
+    async with serve("--log-level", "warning") as server, httpx.AsyncClient() as client:
         await client.post(f"{server.url}/v1/chat/completions", json=chat("hello"))
         server.process.send_signal(signal.SIGTERM)
         finished = await server.end()

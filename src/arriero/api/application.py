@@ -26,7 +26,7 @@ from arriero.api.tokens import DetokenizeParameters, TokenizeParameters, token_r
 from arriero.errors import ArrieroError
 from arriero.pool import Pool
 from arriero.wire.errors import INVALID_REQUEST, error_answer, error_body
-from arriero.wire.headers import Application, ResponseHeaders
+from arriero.wire.headers import Application
 from arriero.wire.scope import meter_of, note_error
 from arriero.wire.sse import Message, Receive, Send
 
@@ -64,7 +64,7 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     app.add_exception_handler(ArrieroError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_error)
-    return ResponseHeaders(_Direct(app, routers))
+    return _Direct(app, routers)
 
 
 class _Direct:

@@ -34,7 +34,7 @@ def serve(**flags: str | bool | list[str] | None) -> None:
     Ctrl-C or SIGTERM ends the server once the running answers are finished; a second one ends it at once.
     """
     settings = config.load({name: value for name, value in flags.items() if value not in (None, [])})
-    log.set_up(settings.log_level)
+    log.set_up(settings.log_level, settings.log_format)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _quit)
     # Importing and loading come after the address is ours: a taken port is told at once, not after a download.

@@ -25,6 +25,7 @@ from arriero.errors import (
     UnknownModel,
     UnsupportedModel,
 )
+from arriero.wire.scope import REQUEST_ID
 
 
 class BodyTooLarge(InvalidRequest):
@@ -71,9 +72,13 @@ class ErrorAnswer:
 
 
 def error_answer(error: Exception) -> ErrorAnswer:
-    """The answer to an error that was raised; what nobody raised on purpose is a 500 that tells no details."""
+    """The answer to an error that was raised; what nobody raised on purpose is a 500 that tells no details.
+
+    A 500 has the request's id, as in the reference, so that its line of the log can be found.
+    """
     if not isinstance(error, ArrieroError):
-        return ErrorAnswer(500, error_body("The server had an error while processing the request.", SERVER_ERROR))
+        message = "The server had an error while processing the request."
+        return ErrorAnswer(500, error_body(_with_id(message), SERVER_ERROR))
     status, kind, code = next(TABLE[each] for each in type(error).__mro__ if each in TABLE)
     param = None
     if isinstance(error, InvalidRequest):
@@ -85,7 +90,12 @@ def error_answer(error: Exception) -> ErrorAnswer:
         kind, code = error.kind, error.kind if error.kind == QUOTA else code
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = "Bearer"
-    return ErrorAnswer(status, error_body(str(error), kind, param, code), headers)
+    message = _with_id(str(error)) if status == 500 else str(error)
+    return ErrorAnswer(status, error_body(message, kind, param, code), headers)
+
+
+def _with_id(message: str) -> str:
+    return f"{message} (request id: {request})" if (request := REQUEST_ID.get()) else message
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> bytes:

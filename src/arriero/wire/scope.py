@@ -1,14 +1,18 @@
-"""What travels with a request beside its bytes: entries of the ASGI scope that the gateway makes and the API uses."""
+"""What travels with a request beside its bytes: entries of the ASGI scope, and its id, which the gateway makes."""
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 from arriero.core import Meter
 from arriero.errors import EngineDied
 
 _METER = "arriero.meter"
+
+REQUEST_ID: ContextVar[str] = ContextVar("request id", default="")
+"""The id of the request that the running task is about, for log lines and errors; empty: it is about none."""
 
 
 def meter_of(scope: MutableMapping[str, Any]) -> Meter:

@@ -1,0 +1,39 @@
+"""The routes of the gateway itself."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from arriero.gateway.metrics import Metrics
+from arriero.wire.headers import Application
+from arriero.wire.scope import meter_of
+from arriero.wire.sse import Receive, Send
+
+METRICS = "/metrics"
+
+
+class MetricsRoute:
+    """ASGI middleware that answers `GET /metrics`."""
+
+    def __init__(self, app: Application, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer, or pass on what is for others."""
+        if scope["type"] != "http" or scope["path"] != METRICS or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+            return
+        meter_of(scope).endpoint = METRICS
+        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+        body, content_type = self._metrics.render(accept.decode("latin-1"))
+        await answer(send, 200, body, content_type)
+
+
+async def answer(send: Send, status: int, body: bytes, content_type: str = "application/json", **headers: str) -> None:
+    """Send a whole answer; `headers` have `_` for `-`."""
+    lines = {"content-type": content_type, "content-length": str(len(body)), **headers}
+    fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in lines.items()]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
