@@ -113,7 +113,7 @@ def _wait_until_healthy(address: str) -> None:
         except OSError:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{address} did not become healthy") from None
-            time.sleep(0.1)
+            time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,17 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 THREADS = os.cpu_count() or 1
 QUIET = 0.1
 """Cores that others may take during a burst, and before one starts."""
+TRIES = 6
 PATIENCE = 60.0
 """Seconds to wait for others."""
 
@@ -62,10 +64,60 @@ def busy_seconds() -> float:
 
 
 def own_seconds() -> float:
-    """Processor seconds of this process and the servers it runs."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children]
-    return time.process_time() + sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+    """Processor seconds of this process and all that it runs."""
+    ticks = sum(int(each[11]) + int(each[12]) for each in map(_status, descendants()))
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def own_memory() -> int:
+    """Bytes of memory that the processes take which this one runs, itself not included.
+
+    The proportional set size: what several processes share counts once, and pages of mapped files count like any
+    other (proc(5), `smaps_rollup`).
+    """
+    total = 0
+    for pid in descendants():
+        with suppress(OSError):  # It has just ended.
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def descendants() -> list[int]:
+    """The processes that this one runs, and those that they run."""
+    parents = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(directory.name)] = int(_status(int(directory.name))[1])
+    found = [os.getpid()]
+    for pid in found:  # It grows while it is read.
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of `/proc/PID/stat` after the name; none of a process that is gone count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["0"] * 13
+
+
+def quietly(measure: Callable[[int], T]) -> tuple[T, float]:
+    """Measure until others leave the machine alone, six times at most; `measure` is told which attempt it is.
+
+    Returns: the first result of a quiet time or else of the quietest one, and how many cores others took then.
+    """
+    results: list[tuple[T, float]] = []
+    for attempt in range(TRIES):
+        wait_for_quiet()
+        busy, own, started = busy_seconds(), own_seconds(), time.perf_counter()
+        result = measure(attempt)
+        others = busy_seconds() - busy - own_seconds() + own
+        results.append((result, max(0.0, others / (time.perf_counter() - started))))
+        if results[-1][1] <= QUIET:
+            break
+    return min(results, key=lambda each: each[1])
 
 
 def wait_for_quiet() -> None:

@@ -27,10 +27,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+import llama_cpp
 from arriero import config
 from arriero.core import Row, Runner, Want
 from arriero.models.calibration import calibration_tokens

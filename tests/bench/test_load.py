@@ -66,6 +66,28 @@ async def test_prompts_differ_by_request_and_seed_and_repeat_with_both(server):
     assert prompts[:5] == prompts[10:]
 
 
+async def test_a_system_prompt_is_shared(server):
+    await measure(Load(url=server.url, requests=2, system="Be brief.", prompt_tokens=7))
+    systems, users = zip(*(body["messages"] for body in server.requests), strict=True)
+    assert list(systems) == [{"role": "system", "content": "Be brief."}] * 2
+    assert len({each["content"] for each in users}) == 2
+
+
+async def test_completions_have_no_system_prompt(server):
+    with pytest.raises(ConfigError, match="a system prompt is for chats"):
+        await measure(Load(url=server.url, requests=1, system="Be brief.", endpoint="completions"))
+
+
+async def test_the_answer_is_kept(server):
+    streamed = await measure(Load(url=server.url, requests=1))
+    assert streamed.measurements[0].text == "one two three"
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    for choice in ({"message": {"content": "said"}}, {"text": "said"}):
+        server.body = {"choices": [choice], "usage": usage}
+        whole = await measure(Load(url=server.url, requests=1, stream=False))
+        assert whole.measurements[0].text == "said"
+
+
 async def test_clients_send_at_the_same_time_and_keep_their_connections(server):
     server.pause = 0.005
     result = await measure(Load(url=server.url, model="any", clients=4, requests=12))

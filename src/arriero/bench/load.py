@@ -37,6 +37,8 @@ class Load:
     duration: float | None = None
     prompt_tokens: int = 100
     """Random English words; a tokenizer makes about one token of each."""
+    system: str = ""
+    """System prompt that all requests begin with; only in a chat."""
     max_tokens: int = 64
     endpoint: Literal["chat", "completions"] = "chat"
     stream: bool = True
@@ -102,11 +104,13 @@ async def measure(load: Load, on_answer: Callable[[Measurement], None] | None = 
     """
     if load.requests is None and load.duration is None:
         raise ConfigError("a load needs a number of requests or a duration")
+    if load.system and load.endpoint == "completions":
+        raise ConfigError("a system prompt is for chats, and the load is of completions")
     endpoint = Endpoint(load.url, api_key=load.api_key, new_connection=load.new_connection)
-    load = replace(load, model=load.model or await _first_model(endpoint, load.url))
+    load = replace(load, model=load.model or await first_model(endpoint, load.url))
     measurements: list[Measurement] = []
 
-    async def send(index: int, due: float | None = None) -> None:
+    async def ask(index: int, due: float | None = None) -> None:
         measurement = await _request(load, endpoint, index, due)
         measurements.append(measurement)
         if on_answer is not None:
@@ -114,7 +118,7 @@ async def measure(load: Load, on_answer: Callable[[Measurement], None] | None = 
 
     processor, start = time.process_time(), time.perf_counter()
     try:
-        await (_closed(load, send) if load.rate is None else _open(load, load.rate, send))
+        await (_closed(load, ask) if load.rate is None else _open(load, load.rate, ask))
     finally:
         endpoint.close()
     return Result(
@@ -125,25 +129,25 @@ async def measure(load: Load, on_answer: Callable[[Measurement], None] | None = 
     )
 
 
-async def _closed(load: Load, send: Callable[[int], Awaitable[None]]) -> None:
+async def _closed(load: Load, ask: Callable[[int], Awaitable[None]]) -> None:
     indices = _indices(load)
 
     async def client() -> None:
         for index in indices:
-            await send(index)
+            await ask(index)
 
     async with asyncio.TaskGroup() as clients:
         for _ in range(load.clients):
             clients.create_task(client())
 
 
-async def _open(load: Load, rate: float, send: Callable[[int, float], Coroutine[Any, Any, None]]) -> None:
+async def _open(load: Load, rate: float, ask: Callable[[int, float], Coroutine[Any, Any, None]]) -> None:
     draw = random.Random(load.seed)
     due = time.perf_counter()
     async with asyncio.TaskGroup() as requests:
         for index in _indices(load):
             await asyncio.sleep(due - time.perf_counter())
-            requests.create_task(send(index, due))
+            requests.create_task(ask(index, due))
             due += draw.expovariate(rate)
 
 
@@ -158,29 +162,44 @@ def _indices(load: Load) -> Iterator[int]:
 
 async def _request(load: Load, endpoint: Endpoint, index: int, due: float | None) -> Measurement:
     path, body = _body(load, index)
+    return await send(endpoint, path, body, due=due, limit=load.timeout)
+
+
+async def send(
+    endpoint: Endpoint, path: str, body: Mapping[str, Any], *, due: float | None = None, limit: float = 600.0
+) -> Measurement:
+    """Send one request to a path below `/v1` and measure it; a failure is part of the measurement.
+
+    `due` is when it ought to have been sent (`time.perf_counter`), None for now; `limit` is how many seconds it may
+    take.
+    """
+    data = orjson.dumps(body)
     due = time.perf_counter() if due is None else due
     try:
-        async with asyncio.timeout(load.timeout):
-            reply = await endpoint.post(path, body)
+        async with asyncio.timeout(limit):
+            reply = await endpoint.post(path, data)
     except TimeoutError:
-        return Measurement(latency=time.perf_counter() - due, error="timeout")
+        return Measurement(due=due, latency=time.perf_counter() - due, error="timeout")
     except OSError as error:
-        return Measurement(latency=time.perf_counter() - due, error=failure(error))
-    return read(reply, due, time.perf_counter(), stream=load.stream)
+        return Measurement(due=due, latency=time.perf_counter() - due, error=failure(error))
+    return read(reply, due, time.perf_counter(), stream=bool(body.get("stream")))
 
 
-def _body(load: Load, index: int) -> tuple[str, bytes]:
+def _body(load: Load, index: int) -> tuple[str, dict[str, Any]]:
     text = words.prompt(load.prompt_tokens, load.seed, index)
     body: dict[str, Any] = {"model": load.model, "max_tokens": load.max_tokens, "temperature": 0}
     if load.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     if load.endpoint == "completions":
-        return "/completions", orjson.dumps(body | {"prompt": text} | dict(load.extra_body))
+        return "/completions", body | {"prompt": text} | dict(load.extra_body)
     messages = [{"role": "user", "content": text}]
-    return "/chat/completions", orjson.dumps(body | {"messages": messages} | dict(load.extra_body))
+    if load.system:
+        messages.insert(0, {"role": "system", "content": load.system})
+    return "/chat/completions", body | {"messages": messages} | dict(load.extra_body)
 
 
-async def _first_model(endpoint: Endpoint, url: str) -> str:
+async def first_model(endpoint: Endpoint, url: str) -> str:
+    """What an endpoint at `url` calls the first of its models; raises `ConfigError` where it does not tell."""
     try:
         reply = await endpoint.get("/models")
         return str(orjson.loads(reply.body)["data"][0]["id"])

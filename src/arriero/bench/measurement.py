@@ -16,6 +16,8 @@ from arriero.bench.client import Reply
 class Measurement:
     """Times in seconds since the request was due."""
 
+    due: float
+    """On the `time.perf_counter` clock."""
     latency: float
     error: str | None = None
     """Kind of failure; the figures below then say nothing."""
@@ -28,6 +30,8 @@ class Measurement:
     from_usage: bool = True
     """False when the server sent no `usage`, and `output_tokens` is a count of the pieces."""
     finish_reason: str | None = None
+    text: str = ""
+    """The answer; of the first choice where there are several."""
 
     @property
     def time_per_token(self) -> float | None:
@@ -39,7 +43,7 @@ class Measurement:
 
 def read(reply: Reply, due: float, end: float, *, stream: bool) -> Measurement:
     """Measure a reply to a request that was due at `due` and over at `end` (`time.perf_counter`)."""
-    measurement = Measurement(latency=end - due)
+    measurement = Measurement(due=due, latency=end - due)
     try:
         if reply.status != 200:
             measurement.error = f"HTTP {reply.status}{_code(reply.body)}"
@@ -53,12 +57,15 @@ def read(reply: Reply, due: float, end: float, *, stream: bool) -> Measurement:
 
 
 def _read_body(answer: dict[str, Any], measurement: Measurement) -> None:
-    measurement.finish_reason = answer["choices"][0].get("finish_reason")
+    choice = answer["choices"][0]
+    measurement.finish_reason = choice.get("finish_reason")
+    measurement.text = _text(choice.get("message"), choice)
     _count(answer.get("usage"), 1, measurement)
 
 
 def _read_stream(reply: Reply, due: float, measurement: Measurement) -> None:
     times: list[float] = []
+    texts: list[str] = []
     usage = None
     complete = False
     for moment, data in _events(reply.pieces):
@@ -72,14 +79,17 @@ def _read_stream(reply: Reply, due: float, measurement: Measurement) -> None:
         usage = event.get("usage") or usage
         for choice in event["choices"]:
             measurement.finish_reason = choice.get("finish_reason") or measurement.finish_reason
-            if _has_text(choice):
+            if text := _text(choice.get("delta"), choice):
                 times.append(moment)
+                if not choice.get("index"):
+                    texts.append(text)
     if not complete:
         measurement.error = "stream cut short"
         return
     if times:
         measurement.first_token = times[0] - due
         measurement.gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    measurement.text = "".join(texts)
     _count(usage, len(times), measurement)
 
 
@@ -96,11 +106,11 @@ def _events(pieces: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
                 yield moment, line[5:].strip()
 
 
-def _has_text(choice: dict[str, Any]) -> bool:
-    delta = choice.get("delta")
-    if delta is None:
-        return bool(choice.get("text"))
-    return bool(delta.get("content") or delta.get("reasoning_content"))
+def _text(message: dict[str, Any] | None, choice: dict[str, Any]) -> str:
+    """What a chat's message or its delta says, or a completion's choice, which has no message."""
+    if message is None:
+        return choice.get("text") or ""
+    return message.get("content") or message.get("reasoning_content") or ""
 
 
 def _count(usage: dict[str, Any] | None, num_pieces: int, measurement: Measurement) -> None:

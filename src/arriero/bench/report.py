@@ -110,7 +110,8 @@ def _milliseconds(values: Sequence[float], percent: float) -> str:
 def _title(result: Result) -> str:
     load = result.load
     how = "streamed" if load.stream else "not streamed"
-    work = f"prompts of {load.prompt_tokens} words, at most {load.max_tokens} tokens, {load.endpoint}, {how}"
+    shared = f" after {len(load.system.split())} that all share" if load.system else ""
+    work = f"prompts of {load.prompt_tokens} words{shared}, at most {load.max_tokens} tokens, {load.endpoint}, {how}"
     return f"{load.model} at {load.url}: {work}, seed {load.seed} (times: p50 p95)"
 
 

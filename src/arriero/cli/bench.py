@@ -74,6 +74,12 @@ def bench(
     prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Words of a prompt, about one token each.", rich_help_panel=_REQUEST)
     ] = 100,
+    system_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Words of a system prompt that all requests of a run share.", rich_help_panel=_REQUEST
+        ),
+    ] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.", rich_help_panel=_REQUEST)] = 64,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Ask for answers of exactly that length.", rich_help_panel=_REQUEST)
@@ -108,9 +114,11 @@ def bench(
     """
     from dataclasses import replace
 
+    from arriero.bench import words
     from arriero.bench.load import Load
 
     counts = _positive_numbers(clients)
+    seed = secrets.randbelow(2**31) if seed is None else seed
     load = Load(
         url=url,
         model=model,
@@ -118,13 +126,14 @@ def bench(
         requests=requests,
         duration=duration,
         prompt_tokens=prompt_tokens,
+        system=words.prompt(system_tokens, seed, index=-1),
         max_tokens=max_tokens,
         endpoint=endpoint,
         stream=stream,
         extra_body=({"ignore_eos": True} if ignore_eos else {}) | _json_object(extra_body),
         new_connection=new_connection,
         api_key=api_key,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
+        seed=seed,
         timeout=timeout,
     )
     shapes = [1] if rate is not None else counts

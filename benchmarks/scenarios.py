@@ -1,0 +1,254 @@
+"""What callers feel beyond throughput, Arriero and llama.cpp in one run and by turns.
+
+    python benchmarks/scenarios.py [poisson prompt turns system intruder] [--repetitions 3] [--only NAMES]
+
+- poisson: requests at random moments (100-word prompts, 64 tokens) at 70 % of what the same server answers when 16
+  clients keep it busy: time to first token, its median, 95th percentile and largest; 60 requests a repetition.
+- prompt: prompts of 1,000 words and one token: prompt tokens a second, until that token came.
+- turns: a conversation whose first message has 1,000 words: time to first token of the second turn over the first's.
+- system: 16 clients that share a system prompt of 500 words, 50 words of their own each, 64 tokens: requests a second
+  while nobody has seen that system prompt ("new"), and with the same one again ("known").
+- intruder: eight running streams, and a prompt of 2,000 words: the gaps between two tokens of the streams from its
+  arrival to its first token (95th percentile), over their median before it came.
+
+Everything is greedy, of fixed length, checked by `usage`, with new prompts in every repetition. Nobody speculates.
+llama.cpp's prompt cache is off in `poisson` and `prompt`, where there is nothing to find, and as it is by default in
+the others. Servers are warm: each has answered before. A measurement is taken again when other processes took more
+than a tenth of a core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import uvloop
+
+from arriero.bench import words
+from arriero.bench.client import Endpoint
+from arriero.bench.load import Load, first_model, measure, send
+from arriero.bench.measurement import Measurement
+from arriero.bench.report import percentile
+from contestants import Contestant, by_turns, check, line_up, put, standing
+from figures import Figures, Verdict, chosen, medians, ratios, run_named
+from machine import quietly
+
+FASTEST = ("Q4_0",)
+"""llama.cpp's file where only its own figures are compared with each other."""
+CLIENTS = 16
+NUM_TOKENS = 64
+
+
+def flags(contestants: Sequence[Contestant], clients: int, context: int) -> dict[str, str]:
+    return {each.name: each.shown_flags(clients, context) for each in contestants}
+
+
+def poisson(repetitions: int, only: set[str] | None) -> Figures:
+    contestants = chosen(line_up(weights=("int8",), files=FASTEST), only)
+    rates: dict[str, float] = {}
+    waits: dict[str, list[float]] = {each.name: [] for each in contestants}
+
+    def at_70_percent(each: Contestant, url: str, seed: int) -> dict[str, float]:
+        result = put(each, url, requests=60, rate=rates[each.name], max_tokens=NUM_TOKENS, seed=seed)
+        first = _first_tokens(result.answered)
+        waits[each.name] += first
+        return {"median": statistics.median(first), "95th percentile": percentile(first, 95), "largest": max(first)}
+
+    clients, context = 48, 512
+    with standing(contestants, clients, context) as urls:
+        for each in contestants:
+
+            def busy(attempt: int, each: Contestant = each) -> float:
+                load = {"requests": 3 * CLIENTS, "clients": CLIENTS, "max_tokens": NUM_TOKENS, "seed": 7 + attempt}
+                return 3 * CLIENTS / put(each, urls[each.name], **load).seconds
+
+            rates[each.name] = 0.7 * quietly(busy)[0]
+            print(f"  {each.name:16} is asked for {rates[each.name]:.2f} requests/s", flush=True)
+        values = by_turns(contestants, urls, repetitions, at_70_percent)
+    return Figures(
+        name="poisson",
+        title="Time to first token, Poisson arrivals at 70 % of each server's own capacity",
+        unit="s",
+        values=values,
+        verdicts=[
+            _own(each, "p95 / median", percentile(waits[each.name], 95) / statistics.median(waits[each.name]), 3)
+            for each in contestants
+        ],
+        flags=flags(contestants, clients, context),
+        details={"requests_per_second": rates, "first_tokens": waits},
+    )
+
+
+def prompt(repetitions: int, only: set[str] | None) -> Figures:
+    contestants = chosen(line_up(), only)
+
+    def read(each: Contestant, url: str, seed: int) -> dict[str, float]:
+        result = put(each, url, requests=3, prompt_tokens=1000, max_tokens=1, seed=seed)
+        speeds = [one.prompt_tokens / one.first_token for one in result.answered if one.first_token]
+        return {"1,000 words": statistics.median(speeds)}
+
+    with standing(contestants, 1, 2048) as urls:
+        values = by_turns(contestants, urls, repetitions, read)
+    return Figures(
+        name="prompt",
+        title="Prompt of 1,000 words, read by one client",
+        unit="prompt tokens/s",
+        values=values,
+        verdicts=ratios(values, contestants, 2),
+        flags=flags(contestants, 1, 2048),
+    )
+
+
+def turns(repetitions: int, only: set[str] | None) -> Figures:
+    contestants = chosen(line_up(files=FASTEST, prompt_cache=True), only)
+
+    def converse(each: Contestant, url: str, seed: int) -> dict[str, float]:
+        pairs = [uvloop.run(_conversation(each, url, seed + number)) for number in range(2)]
+        first, second = (statistics.mean(times) for times in zip(*pairs, strict=True))
+        return {"first turn": first, "second turn": second}
+
+    with standing(contestants, 2, 2048) as urls:
+        values = by_turns(contestants, urls, repetitions, converse)
+    second, first = medians(values["second turn"]), medians(values["first turn"])
+    return Figures(
+        name="turns",
+        title="Time to first token in a conversation of 1,000 words",
+        unit="s",
+        values=values,
+        verdicts=[_own(each, "second turn / first", second[each.name] / first[each.name], 0.1) for each in contestants],
+        flags=flags(contestants, 2, 2048),
+    )
+
+
+async def _conversation(contestant: Contestant, url: str, seed: int) -> tuple[float, float]:
+    """Seconds to the first token of two turns."""
+    endpoint = Endpoint(url, new_connection=True)
+    body: dict[str, Any] = {
+        "model": await first_model(endpoint, url),
+        "max_tokens": NUM_TOKENS,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": words.prompt(1000, seed, 0)}],
+        **contestant.extra_body,
+    }
+    first = await send(endpoint, "/chat/completions", body)
+    body["messages"] += [
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": words.prompt(20, seed, 1)},
+    ]
+    second = await send(endpoint, "/chat/completions", body)
+    if first.first_token is None or second.first_token is None or first.error or second.error:
+        raise RuntimeError(f"{contestant.name}: {first.error or second.error or 'an answer without text'}")
+    return first.first_token, second.first_token
+
+
+def system(repetitions: int, only: set[str] | None) -> Figures:
+    contestants = chosen(line_up(prompt_cache=True), only)
+
+    def share(each: Contestant, url: str, seed: int) -> dict[str, float]:
+        load = {
+            "requests": 2 * CLIENTS,
+            "clients": CLIENTS,
+            "prompt_tokens": 50,
+            "max_tokens": NUM_TOKENS,
+            "endpoint": "chat",
+            "system": words.prompt(500, seed, 0),
+        }
+        seconds = {name: put(each, url, seed=seed + 1 + n, **load).seconds for n, name in enumerate(("new", "known"))}
+        return {name: 2 * CLIENTS / each for name, each in seconds.items()}
+
+    with standing(contestants, CLIENTS, 1024) as urls:
+        values = by_turns(contestants, urls, repetitions, share)
+    return Figures(
+        name="system",
+        title="16 clients that share a system prompt of 500 words",
+        unit="requests/s",
+        values=values,
+        verdicts=ratios(values, contestants, 1.5),
+        flags=flags(contestants, CLIENTS, 1024),
+    )
+
+
+STREAMS = 8
+SETTLED = 4.0
+"""Seconds after which all streams run evenly."""
+
+
+def intruder(repetitions: int, only: set[str] | None) -> Figures:
+    contestants = chosen(line_up(weights=("int8",), files=FASTEST, prompt_cache=True), only)
+
+    def intrude(each: Contestant, url: str, seed: int) -> dict[str, float]:
+        return uvloop.run(_intrusion(each, url, seed))
+
+    with standing(contestants, STREAMS + 1, 2560) as urls:
+        values = by_turns(contestants, urls, repetitions, intrude)
+    before, after = medians(values["median before"]), medians(values["95th percentile meanwhile"])
+    return Figures(
+        name="intruder",
+        title="Gaps between the tokens of 8 streams while a prompt of 2,000 words is read",
+        unit="s",
+        values=values,
+        verdicts=[
+            _own(each, "p95 meanwhile / median before", after[each.name] / before[each.name], 3) for each in contestants
+        ],
+        flags=flags(contestants, STREAMS + 1, 2560),
+    )
+
+
+async def _intrusion(contestant: Contestant, url: str, seed: int) -> dict[str, float]:
+    """Seconds between tokens of the streams, and until the first token of the prompt that came among them."""
+    body = {"url": url, "endpoint": "completions", "extra_body": contestant.extra_body, "new_connection": True}
+    long = Load(requests=1, prompt_tokens=2000, max_tokens=8, seed=seed + 1, **body)
+    load = Load(clients=STREAMS, requests=STREAMS, prompt_tokens=100, max_tokens=320, seed=seed, **body)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(measure(load))
+        await asyncio.sleep(SETTLED)
+        arrived = time.perf_counter()
+        late = tasks.create_task(measure(long))
+    streams = running.result()
+    check(contestant, streams)
+    check(contestant, late.result())
+    wait = late.result().measurements[0].first_token
+    gaps = [gap for each in streams.measurements for gap in _gaps(each)]
+    started = max(each.due + (each.first_token or 0) for each in streams.measurements)
+    ended = min(each.due + each.latency for each in streams.measurements)
+    if wait is None or started > arrived - 1 or ended < arrived + wait:
+        raise RuntimeError(f"{contestant.name}: the streams did not run all the while that the prompt was read")
+    before = [end - begin for begin, end in gaps if started < begin and end < arrived]
+    meanwhile = [end - begin for begin, end in gaps if begin < arrived + wait and end > arrived]
+    return {
+        "median before": statistics.median(before),
+        "95th percentile meanwhile": percentile(meanwhile, 95),
+        "largest meanwhile": max(meanwhile),
+        "first token of the prompt": wait,
+    }
+
+
+def _gaps(measurement: Measurement) -> list[tuple[float, float]]:
+    """When each gap began and ended."""
+    begin = measurement.due + (measurement.first_token or 0)
+    spans = []
+    for gap in measurement.gaps:
+        spans.append((begin, begin + gap))
+        begin += gap
+    return spans
+
+
+def _first_tokens(answered: Sequence[Measurement]) -> list[float]:
+    return [each.first_token for each in answered if each.first_token is not None]
+
+
+def _own(contestant: Contestant, what: str, value: float, most: float) -> Verdict:
+    """A ratio of a contestant's own figures, of which ours has a goal."""
+    return Verdict(f"{contestant.name}, {what}", value, most if contestant.ours else None, at_least=False)
+
+
+SCENARIOS = {each.__name__: each for each in (poisson, prompt, turns, system, intruder)}
+
+
+if __name__ == "__main__":
+    run_named(SCENARIOS, __doc__, repetitions=3)
