@@ -3,7 +3,7 @@
 
 BIN ?= .venv/bin
 
-.PHONY: test lint types imports reference clients proof bench ci settings parameters models
+.PHONY: test lint types imports reference clients proof benchmarks ci settings parameters models
 
 test:  ## The tests that need nothing but the test extra.
 	$(BIN)/pytest
@@ -28,8 +28,8 @@ proof:  ## Same answers as transformers and alone as in a crowd, and the price o
 	PROOF=1 $(BIN)/pytest tests/fidelity tests/runners tests/reference_live
 	$(BIN)/python benchmarks/quality.py
 
-bench:  ## The figures of benchmarks/RESULTS.md.
-	$(BIN)/python benchmarks/compare.py
+benchmarks:  ## The figures of speed in benchmarks/RESULTS.md, with plots, beside llama.cpp; ONLY=compare,start for some.
+	$(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY))
 
 settings:  ## Write the settings table of the README anew.
 	$(BIN)/python scripts/settings_table.py
