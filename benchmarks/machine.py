@@ -64,9 +64,11 @@ def busy_seconds() -> float:
 
 
 def own_seconds() -> float:
-    """Processor seconds of this process and all that it runs."""
-    ticks = sum(int(each[11]) + int(each[12]) for each in map(_status, descendants()))
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    """Processor seconds of this process and all that it runs or ran."""
+    ended = os.times()
+    ticks = sum(sum(map(int, each[11:15])) for each in map(_status, descendants()))
+    running = ticks / os.sysconf("SC_CLK_TCK")
+    return time.process_time() + ended.children_user + ended.children_system + running
 
 
 def own_memory() -> int:
@@ -100,7 +102,7 @@ def _status(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ["0"] * 13
+        return ["0"] * 15
 
 
 def quietly(measure: Callable[[int], T]) -> tuple[T, float]:

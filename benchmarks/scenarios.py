@@ -7,7 +7,7 @@
 - prompt: prompts of 1,000 words and one token: prompt tokens a second, until that token came.
 - turns: a conversation whose first message has 1,000 words: time to first token of the second turn over the first's.
 - system: 16 clients that share a system prompt of 500 words, 50 words of their own each, 64 tokens: requests a second
-  while nobody has seen that system prompt ("new"), and with the same one again ("known").
+  for the first 16 that have that system prompt ("new"), and for 32 more ("known").
 - intruder: eight running streams, and a prompt of 2,000 words: the gaps between two tokens of the streams from its
   arrival to its first token (95th percentile), over their median before it came.
 
@@ -37,7 +37,7 @@ from figures import Figures, Verdict, chosen, medians, ratios, run_named
 from machine import quietly
 
 FASTEST = ("Q4_0",)
-"""llama.cpp's file where only its own figures are compared with each other."""
+"""llama.cpp's file with most tokens a second at any number of clients (`compare.py`), where one has to do."""
 CLIENTS = 16
 NUM_TOKENS = 64
 
@@ -53,9 +53,9 @@ def poisson(repetitions: int, only: set[str] | None) -> Figures:
 
     def at_70_percent(each: Contestant, url: str, seed: int) -> dict[str, float]:
         result = put(each, url, requests=60, rate=rates[each.name], max_tokens=NUM_TOKENS, seed=seed)
-        first = _first_tokens(result.answered)
+        first = [1000 * one.first_token for one in result.answered if one.first_token is not None]
         waits[each.name] += first
-        return {"median": statistics.median(first), "95th percentile": percentile(first, 95), "largest": max(first)}
+        return {"median": statistics.median(first), "p95": percentile(first, 95), "largest": max(first)}
 
     clients, context = 48, 512
     with standing(contestants, clients, context) as urls:
@@ -71,7 +71,7 @@ def poisson(repetitions: int, only: set[str] | None) -> Figures:
     return Figures(
         name="poisson",
         title="Time to first token, Poisson arrivals at 70 % of each server's own capacity",
-        unit="s",
+        unit="ms",
         values=values,
         verdicts=[
             _own(each, "p95 / median", percentile(waits[each.name], 95) / statistics.median(waits[each.name]), 3)
@@ -108,7 +108,7 @@ def turns(repetitions: int, only: set[str] | None) -> Figures:
     def converse(each: Contestant, url: str, seed: int) -> dict[str, float]:
         pairs = [uvloop.run(_conversation(each, url, seed + number)) for number in range(2)]
         first, second = (statistics.mean(times) for times in zip(*pairs, strict=True))
-        return {"first turn": first, "second turn": second}
+        return {"first turn": 1000 * first, "second turn": 1000 * second}
 
     with standing(contestants, 2, 2048) as urls:
         values = by_turns(contestants, urls, repetitions, converse)
@@ -116,7 +116,7 @@ def turns(repetitions: int, only: set[str] | None) -> Figures:
     return Figures(
         name="turns",
         title="Time to first token in a conversation of 1,000 words",
-        unit="s",
+        unit="ms",
         values=values,
         verdicts=[_own(each, "second turn / first", second[each.name] / first[each.name], 0.1) for each in contestants],
         flags=flags(contestants, 2, 2048),
@@ -147,19 +147,19 @@ async def _conversation(contestant: Contestant, url: str, seed: int) -> tuple[fl
 
 
 def system(repetitions: int, only: set[str] | None) -> Figures:
-    contestants = chosen(line_up(prompt_cache=True), only)
+    contestants = chosen(line_up(weights=("int8",), files=FASTEST, prompt_cache=True), only)
 
     def share(each: Contestant, url: str, seed: int) -> dict[str, float]:
         load = {
-            "requests": 2 * CLIENTS,
             "clients": CLIENTS,
             "prompt_tokens": 50,
             "max_tokens": NUM_TOKENS,
             "endpoint": "chat",
             "system": words.prompt(500, seed, 0),
         }
-        seconds = {name: put(each, url, seed=seed + 1 + n, **load).seconds for n, name in enumerate(("new", "known"))}
-        return {name: 2 * CLIENTS / each for name, each in seconds.items()}
+        new = put(each, url, requests=CLIENTS, seed=seed + 1, **load)
+        known = put(each, url, requests=2 * CLIENTS, seed=seed + 2, **load)
+        return {"new": CLIENTS / new.seconds, "known": 2 * CLIENTS / known.seconds}
 
     with standing(contestants, CLIENTS, 1024) as urls:
         values = by_turns(contestants, urls, repetitions, share)
@@ -186,11 +186,11 @@ def intruder(repetitions: int, only: set[str] | None) -> Figures:
 
     with standing(contestants, STREAMS + 1, 2560) as urls:
         values = by_turns(contestants, urls, repetitions, intrude)
-    before, after = medians(values["median before"]), medians(values["95th percentile meanwhile"])
+    before, after = medians(values["median before"]), medians(values["p95 meanwhile"])
     return Figures(
         name="intruder",
         title="Gaps between the tokens of 8 streams while a prompt of 2,000 words is read",
-        unit="s",
+        unit="ms",
         values=values,
         verdicts=[
             _own(each, "p95 meanwhile / median before", after[each.name] / before[each.name], 3) for each in contestants
@@ -200,7 +200,7 @@ def intruder(repetitions: int, only: set[str] | None) -> Figures:
 
 
 async def _intrusion(contestant: Contestant, url: str, seed: int) -> dict[str, float]:
-    """Seconds between tokens of the streams, and until the first token of the prompt that came among them."""
+    """Milliseconds between tokens of the streams, and until the first token of the prompt that came among them."""
     body = {"url": url, "endpoint": "completions", "extra_body": contestant.extra_body, "new_connection": True}
     long = Load(requests=1, prompt_tokens=2000, max_tokens=8, seed=seed + 1, **body)
     load = Load(clients=STREAMS, requests=STREAMS, prompt_tokens=100, max_tokens=320, seed=seed, **body)
@@ -218,13 +218,13 @@ async def _intrusion(contestant: Contestant, url: str, seed: int) -> dict[str, f
     ended = min(each.due + each.latency for each in streams.measurements)
     if wait is None or started > arrived - 1 or ended < arrived + wait:
         raise RuntimeError(f"{contestant.name}: the streams did not run all the while that the prompt was read")
-    before = [end - begin for begin, end in gaps if started < begin and end < arrived]
-    meanwhile = [end - begin for begin, end in gaps if begin < arrived + wait and end > arrived]
+    before = [1000 * (end - begin) for begin, end in gaps if started < begin and end < arrived]
+    meanwhile = [1000 * (end - begin) for begin, end in gaps if begin < arrived + wait and end > arrived]
     return {
         "median before": statistics.median(before),
-        "95th percentile meanwhile": percentile(meanwhile, 95),
+        "p95 meanwhile": percentile(meanwhile, 95),
         "largest meanwhile": max(meanwhile),
-        "first token of the prompt": wait,
+        "first token of the prompt": 1000 * wait,
     }
 
 
@@ -236,10 +236,6 @@ def _gaps(measurement: Measurement) -> list[tuple[float, float]]:
         spans.append((begin, begin + gap))
         begin += gap
     return spans
-
-
-def _first_tokens(answered: Sequence[Measurement]) -> list[float]:
-    return [each.first_token for each in answered if each.first_token is not None]
 
 
 def _own(contestant: Contestant, what: str, value: float, most: float) -> Verdict:
