@@ -374,6 +374,16 @@ async def test_a_burst_as_large_as_the_engine_is_no_overload():
         assert [said(events) for events in answers] == [[5, 6, 7]] * 4
 
 
+async def test_answers_are_read_for_the_next_turn_when_nobody_asks():
+    async with running(prefix_tokens=80) as engine:
+        assert said(await answer(engine, ask((5,) * 30, max_tokens=20))) == [5] * 20
+        async with asyncio.timeout(10):
+            while engine.stats().kept_tokens < 50:  # noqa: ASYNC110  # nobody announces it
+                await asyncio.sleep(0.005)
+        events = await answer(engine, ask((*[5] * 50, 6, 7)))
+        assert events[-1].cached_tokens == 50
+
+
 async def test_the_token_budget_holds():
     runner = Gate()
     async with running(runner, token_budget=50) as engine:

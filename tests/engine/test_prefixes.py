@@ -54,6 +54,67 @@ def test_a_conversation_goes_on_in_its_slot():
     assert scheduler.stats().kept_tokens == 23
 
 
+def rest(scheduler) -> list[tuple[int, int, int]]:
+    """What is read in spare time."""
+    read = []
+    while step := scheduler.spare():
+        assert not scheduler.update(step, Results([]))
+        read += reads(step)
+    return read
+
+
+def test_an_answer_is_read_as_a_prompt_in_spare_time():
+    scheduler = make()
+    run(scheduler, ask(SYSTEM, max_tokens=20))
+    assert scheduler.spare().truncations == [(0, 20)]
+    assert rest(scheduler) == [(0, 20, 16), (0, 36, 4)]
+    assert (scheduler.stats().kept_tokens, scheduler.stats().prompt_tokens) == (40, 20)
+    scheduler.submit(ask((*SYSTEM, *[7] * 20, 30, 31, 32)))
+    step, events = advance(scheduler)
+    assert (reads(step), step.copies) == ([(0, 40, 3)], [])
+    assert events[-1].cached_tokens == 40
+
+
+def test_who_comes_before_an_answer_is_read_shares_what_was():
+    scheduler = make()
+    run(scheduler, ask(SYSTEM, max_tokens=20))
+    scheduler.update(scheduler.spare(), Results([]))
+    assert run(scheduler, ask((*SYSTEM, *[7] * 20, 30, 31, 32))) == 36
+
+
+def test_an_answer_is_shared_as_far_as_it_was_said():
+    scheduler = make()
+    run(scheduler, ask(SYSTEM, max_tokens=20))
+    rest(scheduler)
+    assert run(scheduler, ask((*SYSTEM, *[7] * 11, 30, 31, 32))) == 31
+
+
+def test_answers_that_no_prompt_can_hold_on_to_are_not_read():
+    """For lack of room, or because one token alone is never read as a prompt."""
+    scheduler = make(prefix_tokens=30)
+    run(scheduler, ask(SYSTEM, max_tokens=20))
+    assert rest(scheduler) == []
+    scheduler = make()
+    run(scheduler, ask(SYSTEM, max_tokens=1))
+    assert rest(scheduler) == []
+
+
+def test_a_prompt_that_was_aborted_is_not_read_on():
+    scheduler = make(chunk=10)
+    group = scheduler.submit(ask(SYSTEM))
+    advance(scheduler)
+    scheduler.abort(group)
+    assert scheduler.schedule() is None
+    assert rest(scheduler) == []
+
+
+def test_where_nothing_is_invariant_answers_are_kept_as_they_are():
+    scheduler = make(invariant=False)
+    run(scheduler, ask(SYSTEM, max_tokens=20))
+    assert (rest(scheduler), scheduler.stats().kept_tokens) == ([], 39)
+    assert run(scheduler, ask((*SYSTEM, *[7] * 20, 30, 31, 32))) == 39
+
+
 def test_what_others_may_want_is_copied_and_stays():
     scheduler = make()
     run(scheduler, ask((*SYSTEM, 30, 31)))

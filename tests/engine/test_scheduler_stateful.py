@@ -181,14 +181,15 @@ class Engine(RuleBasedStateMachine):
         chunk_beside_decode=st.integers(1, 8),
         least=st.integers(1, 3),
         prefix_tokens=st.sampled_from([0, 20, 100]),
+        invariant=st.booleans(),
     )
-    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode, least, prefix_tokens):
+    def begin(self, num_slots, budget, max_queue, chunk, chunk_beside_decode, least, prefix_tokens, invariant):
         self.least = least
         self.prefix_tokens = prefix_tokens
         self.budget, self.max_queue, self.chunks = budget, max_queue, (chunk, chunk_beside_decode)
         self.runner = PrefixRunner(num_slots)
         self.scheduler = Scheduler(
-            replace(self.runner.info, min_prompt_chunk=least),
+            replace(self.runner.info, min_prompt_chunk=least, invariant=invariant),
             token_budget=budget,
             max_queue=max_queue,
             chunk=chunk,
@@ -196,11 +197,15 @@ class Engine(RuleBasedStateMachine):
             prefix_tokens=prefix_tokens,
         )
         self.groups = []  # unfinished, in the order they came
+        self.ended = []  # what the finished came to, prompt and answer
         self.events = defaultdict(lambda: defaultdict(list))
         self.decoding = set()
 
     @rule(request=requests)
     def submit(self, request):
+        self.ask(request)
+
+    def ask(self, request):
         try:
             group = self.scheduler.submit(request, constraint_of(request))
         except InvalidRequest:
@@ -214,6 +219,14 @@ class Engine(RuleBasedStateMachine):
             assert self.groups
         else:
             self.groups.append(group)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data(), own=st.lists(st.integers(1, 4), max_size=6), request=requests)
+    def go_on(self, data, own, request):
+        """A prompt made of another one, its answer and more, as conversations are."""
+        told = data.draw(st.sampled_from(self.ended))
+        prompt = (*told[: data.draw(st.integers(1, len(told)))], *own)[: CONTEXT - request.max_tokens]
+        self.ask(replace(request, prompts=(prompt,)))
 
     @precondition(lambda self: self.groups)
     @rule(data=st.data())
@@ -246,6 +259,7 @@ class Engine(RuleBasedStateMachine):
         step = self.scheduler.schedule()
         if step is None:
             assert not self.groups
+            self.use_spare_time()
             return
         self.check_step(step)
         meanwhile()
@@ -270,7 +284,16 @@ class Engine(RuleBasedStateMachine):
         for group in [group for group in self.groups if group.num_unfinished == 0]:
             self.groups.remove(group)
             self.check_answer(group)
+            self.ended.append(tuple(group.sequences[0].tokens))
             assert self.events.pop(group) == alone(group.request)
+
+    def use_spare_time(self):
+        before = self.scheduler.stats()
+        if step := self.scheduler.spare():
+            (row,) = step.rows
+            assert self.least <= len(row.tokens)
+            assert self.scheduler.update(step, execute(self.runner, step)) == []
+            assert self.scheduler.stats().prompt_tokens == before.prompt_tokens
 
     def check_step(self, step):
         rows: list[Row] = step.rows
@@ -386,3 +409,41 @@ def test_where_room_is_short_some_wait_and_all_come_to_their_ends(asked, budget)
     for group in groups:
         assert events[group] == alone(group.request)
     assert scheduler.stats().reserved_tokens == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 4), min_size=1, max_size=6),  # what is said
+            st.integers(0, 2),  # tokens of the history that are rendered otherwise
+            st.integers(2, 8),  # tokens of the answer
+            st.integers(0, 3),  # pieces of it that are read in spare time
+        ),
+        min_size=2,
+        max_size=5,
+    ),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_conversations_go_on_from_answers(turns, least, invariant):
+    runner = PrefixRunner(3)
+    info = replace(runner.info, min_prompt_chunk=least, invariant=invariant)
+    scheduler = Scheduler(info, token_budget=100, max_queue=10, chunk=8, prefix_tokens=60)
+    told: tuple[int, ...] = BASE[:9]
+    for said, num_changed, max_tokens, num_pieces in turns:
+        prompt = (*told[: len(told) - num_changed], *said)[: CONTEXT - max_tokens]
+        request = GenerationRequest(
+            id="r", prompts=(prompt,), max_tokens=max_tokens, sampling=Sampling(temperature=1), logprobs=2
+        )
+        group = scheduler.submit(request)
+        events = []
+        while step := scheduler.schedule():
+            events += [event for _, event in scheduler.update(step, execute(runner, step))]
+        events[-1] = replace(events[-1], cached_tokens=0)
+        assert events == alone(request)[0]
+        for _ in range(num_pieces):
+            if step := scheduler.spare():
+                assert len(step.rows[0].tokens) >= least
+                scheduler.update(step, execute(runner, step))
+        told = tuple(group.sequences[0].tokens)

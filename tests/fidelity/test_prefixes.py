@@ -29,18 +29,29 @@ def conversations(bits, vocab_size, count):
     return prompts
 
 
-def answers(runner, prompts, prefix_tokens):
-    """What each prompt is answered, a few at a time; and how many prompt tokens were at hand in all."""
+def second_turns(prompts, said):
+    """Prompts that go on from what others were answered, or from a part of it."""
+    return [
+        (*prompt, *[token for token, _ in said[number]][: TOKENS - number % 4], *prompts[number - 1][:20])
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def answers(runner, prompts, prefix_tokens, spare=False):
+    """What each prompt is answered, a few at a time; and how many prompt tokens were at hand in all.
+
+    With `spare`, one at a time, and all answers are read as prompts in between.
+    """
     scheduler = Scheduler(
         runner.info, token_budget=20_000, max_queue=100, chunk=64, chunk_beside_decode=32, prefix_tokens=prefix_tokens
     )
     said, cached, pending, groups = {}, 0, list(enumerate(prompts)), {}
     while pending or groups:
-        while pending and len(groups) < 5:
+        while pending and len(groups) < (1 if spare else 5):
             number, prompt = pending.pop(0)
-            sampling = Sampling(temperature=0.0 if number % 2 else 1.0, seed=number)
+            sampling = Sampling(temperature=len(prompt) % 2, seed=sum(prompt))
             request = GenerationRequest(
-                id=str(number), prompts=(prompt,), max_tokens=TOKENS + number % 3, sampling=sampling, logprobs=3
+                id=str(number), prompts=(prompt,), max_tokens=TOKENS + len(prompt) % 3, sampling=sampling, logprobs=3
             )
             groups[scheduler.submit(request)] = number
         step = scheduler.schedule()
@@ -50,6 +61,8 @@ def answers(runner, prompts, prefix_tokens):
             elif isinstance(event, Finished):
                 cached += event.cached_tokens
                 del groups[group]
+        while spare and not groups and (step := scheduler.schedule() or scheduler.spare()):
+            scheduler.update(step, execute(runner, step))
     for slot in range(runner.info.num_slots):
         runner.free(slot)
     return said, cached
@@ -60,6 +73,10 @@ def check(runner, prompts, weights, report):
     shared, cached = answers(runner, prompts, 3000)
     report(f"{len(prompts)} prompts, {cached} of {sum(map(len, prompts))} tokens at hand")
     assert cached > sum(map(len, prompts)) // 5
+    same(shared, read, weights)
+
+
+def same(shared, read, weights):
     if weights == "int8":
         assert shared == read
     else:
@@ -67,11 +84,37 @@ def check(runner, prompts, weights, report):
         assert tokens[0] == tokens[1]
 
 
+def check_turns(runner, prompts, weights, report):
+    """Each prompt, and right behind it one that goes on from its answer."""
+    first, _ = answers(runner, prompts, 0)
+    turns = [prompt for pair in zip(prompts, second_turns(prompts, first), strict=True) for prompt in pair]
+    read, _ = answers(runner, turns, 0)
+    shared, cached = answers(runner, turns, 3000, spare=True)
+    report(f"{len(turns)} turns, {cached} of {sum(map(len, turns))} tokens at hand")
+    assert cached > sum(len(prompt) + 5 for prompt in prompts if len(prompt) > 1)
+    same(shared, read, weights)
+
+
 @pytest.mark.parametrize("weights", ["int8", "fp32"])
 @pytest.mark.parametrize("case", ["grouped", "like_smollm"])
 def test_tiny_models(case, weights, open_runner, report):
     runner = open_runner(random_checkpoint(replace(CASES[case], context=512)), weights, slots=12, context=512)
     check(runner, conversations(np.random.PCG64(5), runner.info.vocab_size, 120), weights, report)
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("case", ["grouped", "like_smollm"])
+def test_second_turns_of_tiny_models(case, weights, open_runner, report):
+    runner = open_runner(random_checkpoint(replace(CASES[case], context=512)), weights, slots=12, context=512)
+    prompts = [prompt for prompt in conversations(np.random.PCG64(6), runner.info.vocab_size, 120 if PROOF else 20) if len(prompt) > 3]
+    check_turns(runner, prompts, weights, report)
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp32"] if PROOF else ["int8"])
+def test_second_turns_of_the_real_model(weights, real_checkpoint, open_runner, report):
+    runner = open_runner(real_checkpoint, weights, slots=12, context=3200)
+    prompts = [prompt for prompt in real_model.prompts() if 40 < len(prompt) < 300][: NUM_REAL // 3]
+    check_turns(runner, prompts, weights, report)
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp32"] if PROOF else ["int8"])

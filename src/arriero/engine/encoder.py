@@ -27,6 +27,9 @@ class _Encoding:
         self.stats = batches.stats
         self.close = encoder.close
 
+    def spare(self) -> None:
+        """Nothing is to be gained before it is asked for."""
+
     def execute(self, batch: list[Input]) -> NDArray[np.float32]:
         return self._encoder.encode([each.tokens for each in batch], [each.first_segment for each in batch])
 

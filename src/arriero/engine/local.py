@@ -78,6 +78,7 @@ class _Generation:
         self.runner = runner
         self.scheduler = scheduler
         self.schedule = scheduler.schedule
+        self.spare = scheduler.spare
         self.update = scheduler.update
         self.abort = scheduler.abort
         self.stats = scheduler.stats

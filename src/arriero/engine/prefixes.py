@@ -1,7 +1,9 @@
 """Prompts that begin alike share the work: which slot holds the beginning of a prompt already.
 
 What is shared is what was computed as part of a prompt. Tokens that were sampled are not: a runner may compute them
-another way, and an answer must not depend on who came before.
+another way (attention sums in another order for one token than for several), and an answer must not depend on who came
+before. But who asked may go on from the answer, so it is read as part of a prompt while there is nothing else to do
+(`unread`). Where the runner promises no invariance anyway, an answer is kept as it was computed.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ LEAST_SHARED = 8
 class Prefixes:
     """Sequences that have ended and whose slots still hold their prompts, least recently used first."""
 
-    def __init__(self, capacity: int, least_own: int) -> None:
+    def __init__(self, capacity: int, least_own: int, *, with_answers: bool = False) -> None:
         """Holds at most `capacity` prompt tokens, none at all if that is 0.
 
-        At least `least_own` tokens of a prompt are left to be computed.
+        At least `least_own` tokens are computed together. Sequences are kept `with_answers` where it
+        makes no difference how their tokens were computed.
         """
         self.num_tokens = 0
         self._capacity = capacity
         self._least_own = least_own
+        self._with_answers = with_answers
         self._sequences: OrderedDict[Sequence, None] = OrderedDict()
+        self._lengthened: set[Sequence] = set()
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -64,6 +69,8 @@ class Prefixes:
 
     def add(self, sequence: Sequence) -> list[Sequence]:
         """Keep a sequence that ended; returns those whose slots are then free, itself among them if it is not kept."""
+        if self._with_answers and sequence.num_computed_tokens > sequence.num_prompt_tokens and not sequence.search:
+            sequence.count_as_prompt(sequence.num_computed_tokens)
         if not LEAST_SHARED <= sequence.num_read_tokens <= self._capacity or sequence.prompt_ids is None:
             return [sequence]
         covered = []
@@ -83,7 +90,24 @@ class Prefixes:
     def remove(self, sequence: Sequence) -> None:
         """Let go of one; its slot is the caller's."""
         del self._sequences[sequence]
+        self._lengthened.discard(sequence)
         self.num_tokens -= sequence.num_prompt_tokens
+
+    def unread(self, num_free_tokens: int) -> Sequence | None:
+        """The latest of which there are tokens to be read as a prompt: those of its answer, which counts as part of its
+        prompt from now on. None if there is none, or no room for more tokens."""
+        room = min(self._capacity, num_free_tokens) - self.num_tokens
+        for sequence in reversed(self._sequences):
+            num_more = sequence.num_sampled_tokens
+            answered = sequence.num_computed_tokens >= sequence.num_prompt_tokens and not sequence.search
+            if answered and self._least_own <= num_more <= room and not self._with_answers:
+                sequence.num_computed_tokens = sequence.num_prompt_tokens
+                sequence.count_as_prompt(len(sequence.tokens))
+                self.num_tokens += num_more
+                self._lengthened.add(sequence)
+            if sequence in self._lengthened and sequence.num_read_tokens < sequence.num_prompt_tokens:
+                return sequence
+        return None
 
     def shrink(self, num_tokens: int) -> list[Sequence]:
         """Let go of the least recently used until at most so many tokens are held; those whose slots are then free."""

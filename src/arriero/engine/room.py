@@ -75,6 +75,10 @@ class Room:
         self._budget.release(holder)
         self._give_back([holder] if isinstance(holder, Encoding) else self.kept.add(holder))
 
+    def unread(self) -> Sequence | None:
+        """A sequence that is kept and of which there is more to be read, see `Prefixes.unread`."""
+        return self.kept.unread(self._budget.num_free_tokens)
+
     def share(self, step: Step, sequence: Sequence) -> bool:
         """Give the sequence what it shares with its source; False if the source's slot has just become another's."""
         source, sequence.source = sequence.source, None

@@ -21,6 +21,7 @@ Rules:
 - **What was read is not read again.** A prompt that begins like one that was read, or is being read, copies that
   beginning; if an older prompt is about to read it, it waits for that. Slots of ended requests keep their prompts
   until slots or tokens are needed, the least recently used go first (`arriero.engine.prefixes`).
+- **Spare time** is for reading answers as the prompts that they are likely to become, in small pieces (`spare`).
 - **Inputs that are encoded** share that room: they and the prompts of answers go first in turns. See `encodings`.
 - **A beam search is a request for as many choices as it has beams**, until it decides which tokens they get: it
   says which slots become copies of which, and all its slots go back when it is over.
@@ -60,6 +61,9 @@ from arriero.engine.sequence import Group, Sequence, group_of
 from arriero.engine.step import Results, Step
 from arriero.errors import InvalidRequest, Overloaded
 
+SPARE_CHUNK = 16
+"""Tokens that are read at once while nobody asks: more would be read faster, and make who comes wait longer."""
+
 
 class Scheduler:
     """Continuous batching over the slots of one runner."""
@@ -93,14 +97,12 @@ class Scheduler:
         self._encodings_first = False
         self._short: list[Sequence] = []  # those that wait for more tokens of the budget
         can_share = info.chunked_prefill and info.truncation and not info.source_context
-        kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk)
+        kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk, with_answers=not info.invariant)
         self._room = Room(info.num_slots, token_budget, kept)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
         self._just_ended: list[Sequence] = []  # their slots may be kept, but only for the prompts in them
 
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
+        self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
         self._pace = Pace()
 
     def submit(self, request: GenerationRequest, constraint: Constraint | None = None) -> Group:
@@ -126,9 +128,8 @@ class Scheduler:
         """
         if not self._info.hidden_size:
             raise InvalidRequest("This model gives no vectors.", param="model")
-        limits.check_inputs(
-            request, limits.vocabulary(request, self._info), min(self._info.context, self._token_budget)
-        )
+        longest = min(self._info.context, self._token_budget)
+        limits.check_inputs(request, limits.vocabulary(request, self._info), longest)
         vectors = np.empty((len(request.inputs), self._info.hidden_size), np.float32)
         encoding = Encoding(request, vectors)
         self._queue(encoding)
@@ -158,10 +159,7 @@ class Scheduler:
         self._admit()
         if not self._running and not self._encodings and not self._room.has_frees:
             return None
-        copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
-        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
-        step = Step(copies, self._room.take_frees(), truncations, started=self._clock())
-        self._copies, self._just_ended = [], []
+        step = self._begin()
         prefilling = []
         for sequence in self._running:
             if sequence.num_computed_tokens < sequence.num_prompt_tokens:
@@ -170,6 +168,16 @@ class Scheduler:
             elif sequence.num_computed_tokens < len(sequence.tokens) and sequence not in self._short:
                 step.add_row(sequence, 1)  # else its place in a beam search has no beam
         self._read(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
+        return step
+
+    def spare(self) -> Step | None:
+        """Plan a step for what may be asked next, when there is nothing else to do; None if there is not even that."""
+        sequence = self._room.unread()
+        if sequence is None:
+            return None
+        step = self._begin()
+        remaining = sequence.num_prompt_tokens - sequence.num_computed_tokens
+        step.add_reading(sequence, self._chunk_of(remaining, SPARE_CHUNK))
         return step
 
     def update(self, step: Step, results: Results) -> list[tuple[Group, Event] | tuple[Encoding, Encoded]]:
@@ -183,7 +191,7 @@ class Scheduler:
         events: list[tuple[Group, Event]] = []
         for row, sequence in zip(step.rows, step.sequences, strict=True):
             sequence.num_computed_tokens += len(row.tokens)
-            if row.position < sequence.num_prompt_tokens:
+            if row.position < sequence.num_prompt_tokens and not sequence.finished:
                 self._num_prompt_tokens += len(sequence.inputs) or len(row.tokens)
         for scoring, scores in zip(step.scorings, results.scores, strict=True):
             if not scoring.sequence.finished:
@@ -253,6 +261,13 @@ class Scheduler:
         return len(self._waiting) - self._room.num_fitting(self._waiting)
 
     # Steps
+
+    def _begin(self) -> Step:
+        """A step with what has to come before its rows."""
+        copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
+        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
+        self._copies, self._just_ended = [], []
+        return Step(copies, self._room.take_frees(), truncations, started=self._clock())
 
     def _read(self, step: Step, prefilling: list[Sequence], room: int) -> None:
         """Fill the step with prompts and inputs; which of them goes first, and may be cut, changes every time."""
@@ -351,13 +366,8 @@ class Scheduler:
         if sequence.num_computed_tokens < sequence.num_prompt_tokens:
             return
         num_choices = sequence.group.request.num_choices
-        for choice in range(num_choices):
-            events.append(
-                (
-                    sequence.group,
-                    Finished(sequence.prompt * num_choices + choice, "length", 0, sequence.num_cached_tokens),
-                )
-            )
+        for index in range(sequence.prompt * num_choices, (sequence.prompt + 1) * num_choices):
+            events.append((sequence.group, Finished(index, "length", 0, sequence.num_cached_tokens)))
         for member in sequence.group.family(sequence.prompt):
             self._release(member)
 
@@ -380,9 +390,8 @@ class Scheduler:
         sequence.finished = True
         self._room.release(sequence)
         self._just_ended.append(sequence)
-        group = sequence.group
-        group.num_unfinished -= 1
-        if group.num_unfinished == 0:
+        sequence.group.num_unfinished -= 1
+        if sequence.group.num_unfinished == 0:
             self._pace.end()
 
     def _release_encoding(self, encoding: Encoding) -> None:

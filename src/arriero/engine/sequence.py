@@ -87,6 +87,11 @@ class Sequence:
         """Prompt tokens that its slot holds."""
         return min(self.num_computed_tokens, self.num_prompt_tokens)
 
+    def count_as_prompt(self, num_tokens: int) -> None:
+        """Let the first so many tokens be its prompt, which it has ended and others may begin like."""
+        self.num_prompt_tokens = num_tokens
+        self.prompt_ids = np.array(self.tokens[:num_tokens])
+
     @property
     def num_sampled_tokens(self) -> int:
         """Tokens beyond the prompt."""

@@ -74,6 +74,13 @@ class Step:
             self._use_logits(self.num_logits, sequence)
         self.num_logits += 1
 
+    def add_reading(self, sequence: Sequence, count: int) -> None:
+        """Let the runner read a sequence's next `count` tokens, of which no logits are wanted."""
+        start = sequence.num_computed_tokens
+        tokens = sequence.tokens[start : start + count]
+        self.rows.append(Row(sequence.slot, tokens, start, Want.NOTHING, sequence.group.request.adapter))
+        self.sequences.append(sequence)
+
     def _use_logits(self, row: int, sequence: Sequence) -> None:
         """Have everybody who goes on from a row of logits do so."""
         if sequence.search:

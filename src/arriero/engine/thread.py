@@ -23,6 +23,9 @@ from arriero.errors import ArrieroError, EngineDied, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
+PAUSE = 0.05
+"""Seconds after which spare time begins: who waits for an answer to ask again, as programs do, is not in its way."""
+
 News = TypeVar("News", Event, Encoded)
 """What happens to a request; `Finished` and `Encoded` end a part of it."""
 
@@ -32,6 +35,9 @@ class Work(Protocol):
 
     def schedule(self) -> Any | None:
         """The next step; None when there is nothing to do until somebody asks."""
+
+    def spare(self) -> Any | None:
+        """A step to be made when nobody has asked for a while; None when there is nothing more to do."""
 
     def execute(self, step: Any) -> Any:
         """Compute it."""
@@ -97,6 +103,7 @@ class ModelThread:
         self._death: EngineDied | None = None
         self._closing = False
         self._ending = False
+        self._resting = False  # the thread's alone: nobody has asked for a while
 
         self._thread: threading.Thread | None = None
         self._streams: dict[Any, _Stream[Any]] = {}  # unfinished requests; this and the rest is the loop's alone
@@ -228,8 +235,11 @@ class ModelThread:
         with self._changed:
             while not self._ending:
                 if step := work.schedule():
+                    self._resting = False
                     return step
-                self._changed.wait()
+                if self._resting and (step := work.spare()):
+                    return step
+                self._resting = not self._changed.wait(None if self._resting else PAUSE)
             return None
 
     def _advance(self, work: Work, step: Any) -> None:
