@@ -106,8 +106,8 @@ def test_tiny_models(case, weights, open_runner, report):
 @pytest.mark.parametrize("case", ["grouped", "like_smollm"])
 def test_second_turns_of_tiny_models(case, weights, open_runner, report):
     runner = open_runner(random_checkpoint(replace(CASES[case], context=512)), weights, slots=12, context=512)
-    prompts = [prompt for prompt in conversations(np.random.PCG64(6), runner.info.vocab_size, 120 if PROOF else 20) if len(prompt) > 3]
-    check_turns(runner, prompts, weights, report)
+    prompts = conversations(np.random.PCG64(6), runner.info.vocab_size, 120 if PROOF else 20)
+    check_turns(runner, [prompt for prompt in prompts if len(prompt) > 3], weights, report)
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp32"] if PROOF else ["int8"])
