@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from arriero.errors import ModelLoadError
+from arriero.runners.onnx.huge_pages import huge_pages
 
 # The fused operator is four times slower on CPUs than the addition and the norm that it replaces.
 _DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
@@ -19,9 +20,10 @@ def open_session(model: Path, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED_OPTIMIZERS
-        )
+        with huge_pages():
+            return ort.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED_OPTIMIZERS
+            )
     # onnxruntime's exceptions have no common base of their own.
     except Exception as error:
         raise ModelLoadError(f"onnxruntime cannot open the converted graph {model}: {error}") from error
