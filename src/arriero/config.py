@@ -105,6 +105,49 @@ class Settings(BaseModel):
         ge=0,
         le=65_535,
     )
+    unix_socket: FilePath | None = _setting("Server", None, "Socket file to listen on, instead of an address and port.")
+    tls_certificate: FilePath | None = _setting(
+        "Server", None, "PEM file of the certificate, with those that vouch for it; with --tls-key: serve HTTPS."
+    )
+    tls_key: FilePath | None = _setting("Server", None, "PEM file of the certificate's private key.")
+    root_path: str | None = _setting(
+        "Server",
+        None,
+        "Path below which a proxy shows this server.",
+        pattern=r"^(/[\w.~-]+)+$",
+        examples=["/llm"],
+    )
+    cors_origins: str | None = _setting(
+        "Server",
+        None,
+        "Origins, with commas between them, whose web pages may use this server; *: all.",
+        pattern=r"^(\*|\w+://[^\s,/]+(,\w+://[^\s,/]+)*)$",
+        examples=["https://chat.example.com", "*"],
+    )
+    trusted_proxies: str | None = _setting(
+        "Server",
+        None,
+        "Addresses and networks, with commas between them, whose X-Forwarded-For and -Proto count.",
+        pattern=r"^[\w.:/*]+(,[\w.:/*]+)*$",
+        examples=["127.0.0.1,10.0.0.0/8"],
+    )
+    head_timeout: float = _setting(
+        "Server", 15.0, "Seconds in which the head of a request has to come.", ge=0.1, le=86_400
+    )
+    body_timeout: float = _setting(
+        "Server", 120.0, "Seconds in which the body of a request has to come.", ge=0.1, le=86_400
+    )
+    send_timeout: float = _setting(
+        "Server", 60.0, "Seconds in which a client that is behind has to take some of its answer.", ge=0.1, le=86_400
+    )
+    idle_timeout: int = _setting("Server", 75, "Seconds for which an idle connection is kept open.", ge=1, le=86_400)
+    stall_limit: float = _setting(
+        "Server",
+        300.0,
+        "Seconds in which an engine that has work has to make a step, lest /health/live answers 503.",
+        ge=0.1,
+        le=86_400,
+    )
     grace: float = _setting(
         "Server", 30.0, "Seconds that running answers get to finish when the server stops.", ge=0, le=86_400
     )

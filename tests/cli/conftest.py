@@ -70,7 +70,7 @@ async def serving(*arguments: str, **variables: str) -> AsyncIterator[Server]:
         ready = (await process.stdout.readline()).decode()
         if not ready:
             pytest.fail((await process.stderr.read()).decode())
-        url = re.search(r"http://\S+?(?=/v1)", ready)[0]
+        url = re.search(r"https?://\S+?(?=/v1)", ready)[0]
         yield Server(process, url, (await process.stdout.readline()).decode())
 
 
@@ -92,7 +92,9 @@ def serve():
 @pytest.fixture
 def call(monkeypatch, capfd):
     """Run a command in this process: for those that end before they do anything."""
-    monkeypatch.setattr("arriero.cli.log.set_up", lambda level: None)  # pytest has handlers and signals of its own
+    monkeypatch.setattr(
+        "arriero.cli.log.set_up", lambda level, form="text": None
+    )  # pytest has handlers and signals of its own
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")

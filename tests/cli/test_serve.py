@@ -120,15 +120,20 @@ async def test_a_running_stream_finishes_when_the_server_is_told_to_stop(serve, 
     assert "running answers may finish" in finished.stderr
 
 
-async def test_no_new_connection_is_accepted_while_the_last_answers_run(serve):
+async def test_new_requests_are_turned_away_while_the_last_answers_run(serve):
     async with serve("--pace", "20") as server, httpx.AsyncClient() as client:
         answer = asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=chat(TEXT), timeout=30))
         await running(server.url)
         server.process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx.ConnectError):
-            await connect_for_ever(server.url)
+        await server.process.stderr.readline()  # It says that it waits.
+        while (await client.get(f"{server.url}/health/ready")).status_code == 200:
+            pass
+        late = await client.post(f"{server.url}/v1/chat/completions", json=chat(TEXT))
+        assert (await client.get(f"{server.url}/health/live")).status_code == 200
         assert (await answer).json()["choices"][0]["message"]["content"] == TEXT
-        assert (await server.end()).status == 0
+        finished = await server.end()
+    assert (late.status_code, late.headers["connection"], late.headers["retry-after"]) == (503, "close", "1")
+    assert finished.status == 0
 
 
 async def test_an_answer_longer_than_the_grace_period_ends_with_an_error_event(serve):
@@ -230,14 +235,6 @@ async def test_ipv6_is_served(serve):
     async with serve("--host", "::1") as server, httpx.AsyncClient() as client:
         assert server.url.startswith("http://[::1]:")
         assert (await client.get(f"{server.url}/health")).status_code == 200
-
-
-async def connect_for_ever(url: str) -> None:
-    while True:
-        # One that came as the server stopped to listen is closed without an answer.
-        with suppress(httpx.RemoteProtocolError, httpx.ReadError):
-            async with httpx.AsyncClient() as client:
-                await client.get(f"{url}/health")
 
 
 async def running(url: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from arriero import __version__
 from arriero.api.chat import chat_routes
@@ -101,6 +102,8 @@ class _Direct:
         try:
             response = await endpoint(request)
             await response(scope, receive, watched)
+        except ClientDisconnect:  # amid the body
+            await Response(status_code=499)(scope, receive, send)  # nobody reads it
         except Exception as error:
             if started:
                 raise  # too late to say so; the server logs it and breaks the connection

@@ -40,10 +40,14 @@ def serve(**flags: str | bool | list[str] | None) -> None:
     # Importing and loading come after the address is ours: a taken port is told at once, not after a download.
     from arriero.cli import server
 
-    with closing(server.bind(settings.host, settings.port)) as listener:
+    with closing(server.bind(settings)) as listener:
         if server.is_public(listener):
             logger.warning("Anyone who can reach %s can use this server: it asks for no key", settings.host)
-        _serve(settings, listener)
+        try:
+            _serve(settings, listener)
+        finally:
+            if settings.unix_socket:
+                settings.unix_socket.unlink(missing_ok=True)
 
 
 def _quit(number: int, frame: object) -> None:
@@ -63,30 +67,41 @@ def _serve(settings: config.Settings, listener: socket.socket) -> None:
     with Bars() as bars:
         model = load(settings, on_download=bars.download, on_convert=bars.convert)
 
-    from arriero.app.web import create_app
+    from arriero.app.front import Front
+    from arriero.app.web import open_api
+
+    front = Front(settings)
 
     async def drain() -> None:
-        await model.engine.close(settings.grace)
+        await front.close(settings.grace)
+        await model.engine.close()
 
     async def run() -> None:
         # Started here and not by the application, so that what goes wrong is raised and not logged.
         await model.engine.start()
+        open_api(front, settings, model)
+        front.start()
         await server.Server(
-            create_app(settings, model),
-            grace=settings.grace,
+            front.application,
+            settings,
             drain=drain,
-            on_ready=lambda: _announce(model, server.url(listener)),
+            on_ready=lambda: _announce(model, settings, server.url(listener, secure=settings.tls_key is not None)),
         ).serve([listener])
 
     uvloop.run(run())
 
 
-def _announce(model: ServedModel, url: str) -> None:
+def _announce(model: ServedModel, settings: config.Settings, url: str) -> None:
     """Tell where the server is, and a command that shows that it works."""
     if model.template is None:
         path, body = "completions", {"model": model.card.name, "prompt": "Once upon a time", "max_tokens": 32}
     else:
         path = "chat/completions"
         body = {"model": model.card.name, "messages": [{"role": "user", "content": "Tell me a joke."}]}
-    print(f"Serving {model.card.name} at {url}/v1 (documentation at {url}/docs)")
-    print(f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}", flush=True)
+    through = f"--unix-socket {shlex.quote(str(settings.unix_socket))} " if settings.unix_socket else ""
+    where = f" through {settings.unix_socket}" if settings.unix_socket else ""
+    print(f"Serving {model.card.name} at {url}/v1{where} (documentation at {url}/docs)")
+    print(
+        f"curl {through}{url}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}",
+        flush=True,
+    )

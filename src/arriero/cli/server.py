@@ -10,17 +10,21 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from arriero.cli.protocol import Connection, Timeouts, sweep
+from arriero.config import Settings
 from arriero.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 _SLACK = 5
-"""Seconds after the grace period in which the last bytes have to be on their way."""
+"""Seconds after the last answer in which its last bytes have to be on their way."""
 
 
 class Server(uvicorn.Server):
@@ -29,27 +33,32 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         application: Any,
+        settings: Settings,
         *,
-        grace: float,
         drain: Callable[[], Coroutine[Any, Any, None]],
         on_ready: Callable[[], None],
     ) -> None:
-        """`drain` is awaited while the last connections finish; it ends what still runs after `grace` seconds.
+        """`drain` is awaited before the last connections are closed: it ends what runs.
 
         The application's lifespan is not run: whoever calls has started what it needs.
         """
-        super().__init__(
-            uvicorn.Config(
-                application,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=int(grace) + _SLACK,
-            )
+        config = uvicorn.Config(
+            application,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_SLACK,
+            timeout_keep_alive=settings.idle_timeout,
+            proxy_headers=settings.trusted_proxies is not None,
+            forwarded_allow_ips=settings.trusted_proxies,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
         )
+        super().__init__(config)
+        self._timeouts = Timeouts(head=settings.head_timeout, body=settings.body_timeout, send=settings.send_timeout)
         self._drain = drain
         self._on_ready = on_ready
 
@@ -66,11 +75,16 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections once a second."""
+        if counter % 10 == 0:
+            sweep(self.server_state.connections, self._timeouts)
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, wait for those that are busy, close the application."""
-        async with asyncio.TaskGroup() as ending:
-            ending.create_task(self._drain())
-            await super().shutdown(sockets)
+        """Let the application end what runs while new requests are still told so, then close all connections."""
+        await self._drain()
+        await super().shutdown(sockets)
 
     def _stop(self) -> None:
         if self.should_exit:
@@ -80,8 +94,30 @@ class Server(uvicorn.Server):
             logger.info("Stopping; running answers may finish, a second signal stops at once")
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(settings: Settings) -> socket.socket:
     """Take the address before anything slow happens; raises `ConfigError` saying why it cannot be had."""
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise ConfigError("--tls-certificate and --tls-key go together")
+    if settings.tls_certificate and settings.tls_key:
+        _check_certificate(settings.tls_certificate, settings.tls_key)
+    if settings.unix_socket:
+        return _bind_file(settings.unix_socket)
+    return _bind_port(settings.host, settings.port)
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    for path in (certificate, key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise ConfigError(f"{certificate} and {key} are no certificate and its key: {error.reason or error}") from None
+
+
+def _bind_port(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -102,15 +138,46 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url(listener: socket.socket) -> str:
-    """The URL at which this machine reaches the listener."""
+def _bind_file(path: Path) -> socket.socket:
+    """A socket file, in the place of one that a server which is gone has left."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            _remove_if_stale(path)
+        listener.bind(str(path))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = "there is something already" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {path}: {reason.lower()}") from None
+    return listener
+
+
+def _remove_if_stale(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        try:
+            trial.connect(str(path))
+        except ConnectionRefusedError:  # nobody listens
+            path.unlink()
+
+
+def is_file(listener: socket.socket) -> bool:
+    """Whether it listens on a socket file."""
+    return listener.family == getattr(socket, "AF_UNIX", None)
+
+
+def url(listener: socket.socket, *, secure: bool = False) -> str:
+    """The URL at which this machine reaches the listener; of a socket file, one without a port."""
+    scheme = "https" if secure else "http"
+    if is_file(listener):
+        return f"{scheme}://localhost"
     host, port = listener.getsockname()[:2]
     reachable = ipaddress.ip_address(host)
     if reachable.is_unspecified:
         reachable = ipaddress.ip_address("127.0.0.1" if reachable.version == 4 else "::1")
-    return f"http://{f'[{reachable}]' if reachable.version == 6 else reachable}:{port}"
+    return f"{scheme}://{f'[{reachable}]' if reachable.version == 6 else reachable}:{port}"
 
 
 def is_public(listener: socket.socket) -> bool:
     """Whether other machines might reach the listener."""
-    return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    return not is_file(listener) and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 
+METRICS = "/metrics"
 UNKNOWN = "unknown"
 """The model of requests for one that this server does not have."""
 STATES = ("unloaded", "loading", "ready", "failed")

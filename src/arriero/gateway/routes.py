@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from arriero.gateway.metrics import Metrics
+from arriero.gateway.metrics import METRICS, Metrics
 from arriero.wire.headers import Application
 from arriero.wire.scope import meter_of
 from arriero.wire.sse import Receive, Send
-
-METRICS = "/metrics"
 
 
 class MetricsRoute:
@@ -29,6 +27,22 @@ class MetricsRoute:
         accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
         body, content_type = self._metrics.render(accept.decode("latin-1"))
         await answer(send, 200, body, content_type)
+
+
+def at_root(root: str, app: Application) -> Application:
+    """The same application below the path `root`, whether or not a proxy has taken that off the requests' paths."""
+    if not root:
+        return app
+
+    async def below_root(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path.startswith(root + "/"):
+                path = path[len(root) :]
+            scope = {**scope, "root_path": root, "path": path}
+        await app(scope, receive, send)
+
+    return below_root
 
 
 async def answer(send: Send, status: int, body: bytes, content_type: str = "application/json", **headers: str) -> None:

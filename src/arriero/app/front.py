@@ -1,0 +1,92 @@
+"""The server's outside, which is there before any model is: it answers for the server while models load and stop."""
+
+from __future__ import annotations
+
+from arriero.config import Settings
+from arriero.errors import EngineDied
+from arriero.gateway.access import log_access
+from arriero.gateway.entrance import Entrance
+from arriero.gateway.gate import Gate
+from arriero.gateway.metrics import Metrics, ModelState, ServerState
+from arriero.gateway.pulse import Progress, Pulse
+from arriero.gateway.routes import MetricsRoute, at_root
+from arriero.pool import Pool, ServedModel
+from arriero.wire.headers import Application
+
+
+class Front:
+    """Ids, logs, metrics and health around an API that comes later."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pool = Pool([])
+        self._pulse = Pulse()
+        self._progress = Progress(settings.stall_limit)
+        self._metrics = Metrics(self._state)
+        self._gate = Gate(self._fault)
+        self._entrance = Entrance(
+            at_root(settings.root_path or "", _sharing(settings.cors_origins, self._gate)),
+            [self._metrics.count, log_access],
+            keep_bodies=settings.log_prompts,
+        )
+
+    @property
+    def application(self) -> Application:
+        """What the server serves, from the first moment on."""
+        return self._entrance
+
+    def start(self) -> None:
+        """Begin to watch the running event loop."""
+        self._pulse.start()
+
+    def open(self, pool: Pool, api: Application) -> None:
+        """Let requests in to `api`, which answers with the models of `pool`."""
+        self._pool = pool
+        self._gate.open(MetricsRoute(api, self._metrics))
+
+    async def close(self, grace: float) -> None:
+        """Turn new requests away, and wait for those that are being answered, for `grace` seconds at most."""
+        await self._gate.close(grace)
+        self._pulse.stop()
+
+    def _models(self) -> list[ModelState]:
+        return [_state(each) for each in self._pool.list() if each.parent is None]
+
+    def _state(self) -> ServerState:
+        return ServerState(
+            ready=self._gate.ready,
+            num_running=self._entrance.num_running,
+            lag=self._pulse.lag,
+            models=self._models(),
+        )
+
+    def _fault(self) -> str | None:
+        models = self._models()
+        if any(each.state == "failed" for each in models):
+            return "an engine failed"
+        if self._progress.stalled(models):
+            return "an engine has work and makes no progress"
+        return "the event loop is too slow" if self._pulse.is_late else None
+
+
+def _state(model: ServedModel) -> ModelState:
+    """How a model is; its adapters are part of it."""
+    try:
+        return ModelState(name=model.name, state="ready", stats=model.engine.stats())
+    except EngineDied:
+        return ModelState(name=model.name, state="failed")
+
+
+def _sharing(origins: str | None, app: Application) -> Application:
+    """The same application for web pages of these origins, too."""
+    if origins is None:
+        return app
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app,
+        allow_origins=origins.split(","),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "openai-processing-ms", "x-arriero-ignored", "retry-after"],
+        max_age=3600,
+    )
