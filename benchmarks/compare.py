@@ -1,6 +1,7 @@
 """Arriero and llama.cpp on the same work, in one run, taking turns.
 
     python benchmarks/compare.py [--clients 1,4,16,48] [--repetitions 2] [--only NAMES] [--output DIRECTORY]
+    python benchmarks/compare.py --peers     the same beside OpenVINO GenAI too, which has no server of its own
     python benchmarks/compare.py --tune      llama.cpp's flags against each other, at 16 clients
 
 Closed loop: every client sends its next request when its last one is answered, two requests a client and at
@@ -26,6 +27,7 @@ from arriero.models.sources.resolve import resolve
 from contestants import FLASH, Contestant, line_up, llama, put, standing
 from figures import Figures, Verdict, best, chosen, parser
 from machine import quietly
+from openvino_genai_peer import openvino
 
 NUM_TOKENS = 64
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -128,7 +130,7 @@ def verdicts(contestants: Sequence[Contestant], speeds: Mapping[int, Mapping[str
     ratios = []
     for clients, by_name in speeds.items():
         medians = {name: statistics.median(each) for name, each in by_name.items()}
-        if any(not each.ours for each in contestants):
+        if any(each.name.startswith("llama.cpp") for each in contestants):
             for each in contestants:
                 if each.ours:
                     goal, floor = GOALS.get(each.name, {}).get(clients, (None, None))
@@ -141,18 +143,22 @@ def main() -> None:
     arguments = parser(__doc__, repetitions=2)
     arguments.add_argument("--clients", default="1,4,16,48", help="numbers of clients, with commas")
     arguments.add_argument("--tune", action="store_true", help="compare llama.cpp's flags at 16 clients")
+    arguments.add_argument("--peers", action="store_true", help="OpenVINO GenAI too, in the same process as its caller")
     given = arguments.parse_args()
+    cache = config.load({}).cache
+    source = resolve(None, cache).path
     if given.tune:
-        cache = config.load({}).cache
-        file = llama_cpp.model_files(resolve(None, cache).path, cache / "benchmarks")["Q4_0"]
+        file = llama_cpp.model_files(source, cache / "benchmarks")["Q4_0"]
         levels, all_ = [16], [llama(name, file, cache, tuning=variant) for name, variant in VARIANTS.items()]
     else:
         levels, all_ = [int(part) for part in given.clients.split(",")], line_up()
+        if given.peers:
+            all_.append(openvino(source, cache))
     contestants = chosen(all_, given.only)
     for each in contestants:
         print(f"{each.name}: {each.shown_flags(levels[-1])}")
     found = {clients: compare(contestants, clients, given.repetitions) for clients in levels}
-    for figures in conclude("tune" if given.tune else "compare", contestants, found):
+    for figures in conclude("tune" if given.tune else "peers" if given.peers else "compare", contestants, found):
         figures.conclude(given.output)
 
 

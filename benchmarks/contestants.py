@@ -34,6 +34,8 @@ class Contestant:
     """Run it with those flags; gives its URL."""
     extra_body: Mapping[str, Any]
     """Goes into every request."""
+    generate: Callable[[Load], Result] = run
+    """Puts a load on it, over HTTP or otherwise."""
 
     @property
     def ours(self) -> bool:
@@ -108,7 +110,7 @@ def put(contestant: Contestant, url: str, *, max_tokens: int, requests: int, **l
     A new connection for each request, because llama.cpp drops idle ones.
     """
     load = {"endpoint": "completions", "extra_body": contestant.extra_body, "new_connection": True, **load}
-    result = run(Load(url=url, requests=requests, max_tokens=max_tokens, **load))
+    result = contestant.generate(Load(url=url, requests=requests, max_tokens=max_tokens, **load))
     check(contestant, result)
     return result
 

@@ -83,8 +83,8 @@ class Figures:
 
 
 def best(medians: Mapping[str, float], contestants: Sequence[Contestant], *, least: bool = False) -> float:
-    """The best of what the others have."""
-    theirs = [medians[each.name] for each in contestants if not each.ours]
+    """The best of what llama.cpp has with any of its files."""
+    theirs = [medians[each.name] for each in contestants if each.name.startswith("llama.cpp")]
     return min(theirs) if least else max(theirs)
 
 
@@ -115,7 +115,7 @@ def ratios(
     values: Mapping[str, Mapping[str, Sequence[float]]], contestants: Sequence[Contestant], goal: float
 ) -> list[Verdict]:
     """Ours over the best of llama.cpp's files, for every condition."""
-    if all(each.ours for each in contestants):
+    if not any(each.name.startswith("llama.cpp") for each in contestants):
         return []
     found = []
     for condition, by_name in values.items():

@@ -66,13 +66,18 @@ def model_files(source: Path, directory: Path) -> dict[str, Path]:
     return files
 
 
-def python(directory: Path) -> Path:
-    """The interpreter of a virtual environment that holds llama.cpp and nothing else, made on first use."""
+def environment(directory: Path, package: str) -> Path:
+    """The interpreter of a virtual environment that holds a package and nothing else, made on first use."""
     interpreter = directory / "bin" / "python"
     if not interpreter.exists():
         venv.create(directory, with_pip=True)
-        subprocess.run([interpreter, "-m", "pip", "install", "-q", PACKAGE], check=True)
+        subprocess.run([interpreter, "-m", "pip", "install", "-q", package], check=True)
     return interpreter
+
+
+def python(directory: Path) -> Path:
+    """The interpreter of llama.cpp's virtual environment."""
+    return environment(directory, PACKAGE)
 
 
 @contextmanager
