@@ -174,8 +174,10 @@ class EngineStats:
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    token_budget: int = 0
+    """Tokens whose keys and values the running answers may hold together."""
     reserved_tokens: int = 0
-    """Tokens of the key/value budget that are set aside for admitted requests."""
+    """Those of them that are set aside for admitted requests."""
     kept_tokens: int = 0
     """Prompt tokens of ended requests that are kept for prompts that begin like theirs."""
 

@@ -133,6 +133,26 @@ async def test_bench_writes_json_alone_to_stdout(run, serve):
     assert "50 requests/s" in finished.stderr
 
 
+async def test_bench_of_this_machine_shows_choices_and_speeds(run, tmp_path):
+    file = tmp_path / "survey.json"
+    variables = {"ARRIERO_ENGINE": "scripted", "ARRIERO_CONTEXT": "512", "ARRIERO_SLOTS": "4"}
+    finished = await run("bench", "--self", "--json", str(file), **variables)
+    assert (finished.status, finished.stderr) == (0, "")
+    assert "The settings ask for it." in finished.stdout
+    assert "4 answers at once" in finished.stdout
+    figures = json.loads(file.read_text())
+    assert figures["model"]["engine"] == "scripted"
+    assert [each["name"] for each in figures["choices"]] == ["engine", "weights", "threads", "slots", "token budget"]
+    assert set(figures["survey"]["decode"]) == {"1", "4"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--self", "http://127.0.0.1:1")])
+async def test_bench_takes_either_a_url_or_this_machine(run, arguments):
+    finished = await run("bench", *arguments)
+    assert finished.status == 2
+    assert "--self" in finished.stderr
+
+
 async def test_bench_of_nobody_is_one_sentence(run):
     finished = await run("bench", "http://127.0.0.1:1")
     assert (finished.status, finished.stdout) == (1, "")

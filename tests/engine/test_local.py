@@ -248,7 +248,7 @@ async def test_what_can_never_run_is_refused():
         with pytest.raises(InvalidRequest) as refused:
             await answer(engine, ask(n=5))
         assert refused.value.param == "n"
-        assert engine.stats() == EngineStats(num_slots=4)
+        assert engine.stats() == EngineStats(num_slots=4, token_budget=400)
 
 
 async def test_events_that_were_not_looked_at_come_together():
@@ -348,7 +348,7 @@ async def test_an_abort_with_nobody_else_there_still_frees_the_runner_s_slot():
 async def test_an_iterator_that_was_never_looked_at_asks_for_nothing():
     async with running() as engine:
         events = engine.generate(ask())
-        assert engine.stats() == EngineStats(num_slots=4)
+        assert engine.stats() == EngineStats(num_slots=4, token_budget=400)
         await events.aclose()
 
 

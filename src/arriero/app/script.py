@@ -90,6 +90,8 @@ def scripted_model(settings: Settings) -> ServedModel:
             weights="none",
             invariant=True,
             tasks=decoder_tasks(chats=True, embeds=True),
+            engine="scripted",
+            engine_reason="The settings ask for it.",
         ),
         created=int(time.time()),
         engine=LocalEngine(

@@ -36,7 +36,17 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def bench(
-    url: Annotated[str, typer.Argument(help="Address of any OpenAI endpoint, with or without /v1.", metavar="URL")],
+    url: Annotated[
+        str | None, typer.Argument(help="Address of any OpenAI endpoint, with or without /v1.", metavar="URL")
+    ] = None,
+    self_: Annotated[
+        bool,
+        typer.Option(
+            "--self",
+            help="Measure this machine with a model instead of an endpoint: the one of --model, or the catalog's "
+            "default. Of the other options --json alone counts; settings come from the environment.",
+        ),
+    ] = False,
     clients: Annotated[
         str,
         typer.Option(
@@ -65,7 +75,11 @@ def bench(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to ask; left out: the first of /v1/models.", rich_help_panel=_REQUEST)
+        str | None,
+        typer.Option(
+            help="Model to ask; left out: the first of /v1/models, or with --self the catalog's default.",
+            rich_help_panel=_REQUEST,
+        ),
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="Bearer key.", rich_help_panel=_REQUEST)] = None,
     endpoint: Annotated[
@@ -104,7 +118,7 @@ def bench(
         typer.Option("--json", metavar="FILE", help="Write the figures there, - is stdout.", rich_help_panel=_OUTPUT),
     ] = None,
 ) -> None:
-    """Put load on an OpenAI endpoint, and show times, throughput and errors.
+    """Put load on an OpenAI endpoint, and show times, throughput and errors; or measure this machine (--self).
 
     Prompts are random English words, other ones for every request.
 
@@ -112,6 +126,16 @@ def bench(
 
     Exit status 1 when no request was answered.
     """
+    if self_:
+        if url is not None:
+            raise typer.BadParameter("--self measures this machine and takes no URL")
+        from arriero.cli.survey import survey
+
+        survey(model, json_file)
+        return
+    if url is None:
+        raise typer.BadParameter("give the URL of an endpoint, or --self for this machine")
+
     from dataclasses import replace
 
     from arriero.bench import words

@@ -219,6 +219,7 @@ class Scheduler:
             steps=self._num_steps,
             prompt_tokens=self._num_prompt_tokens,
             generated_tokens=self._num_generated_tokens,
+            token_budget=self._token_budget,
             reserved_tokens=self._room.num_reserved_tokens,
             kept_tokens=self._room.kept.num_tokens,
         )
