@@ -180,6 +180,12 @@ class EngineStats:
     """Those of them that are set aside for admitted requests."""
     kept_tokens: int = 0
     """Prompt tokens of ended requests that are kept for prompts that begin like theirs."""
+    restarts: int = 0
+    """How often the engine died and was started again."""
+
+
+EngineState = Literal["starting", "ready", "restarting", "failed", "closed"]
+"""`restarting`: it died and will be back, requests wait for it; `failed`: it died for good."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -216,6 +222,11 @@ class Engine(Protocol):
     @property
     def source_context(self) -> int:
         """Tokens that an encoder-decoder's prompt may have; 0: the model is a decoder."""
+        ...
+
+    @property
+    def state(self) -> EngineState:
+        """How it is, as of now; cheap."""
         ...
 
     async def start(self) -> None:

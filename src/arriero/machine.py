@@ -32,6 +32,17 @@ def available_memory(root: Path = _ROOT) -> int:
     return min([*free, *_memory_limits(root)])
 
 
+def proportional_memory(process: int, root: Path = _ROOT) -> int | None:
+    """Bytes of main memory that a process takes, what it shares with others divided among them (PSS).
+
+    None where the system does not tell, or the process is gone.
+    """
+    for line in _read(root / f"proc/{process}/smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def _processor_quotas(root: Path) -> Iterator[float]:
     for directory in _cgroups(root, "cpu"):
         quota, _, period = _read(directory / "cpu.max").partition(" ")

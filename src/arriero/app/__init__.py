@@ -1,156 +1,23 @@
-"""The composition root: settings in, a served model and (`app.web`) an ASGI application out."""
+"""The composition root: settings in, served models and (`app.web`) an ASGI application out."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import replace
-from importlib.metadata import version
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from arriero.app.adapters import constraints_of, open_adapters, read_vocabularies, with_variants
-from arriero.app.encoder import encoder_model
-from arriero.app.engines import Choice, choose_engine, is_encoder
-from arriero.app.pickles import without_pickles
-from arriero.app.script import scripted_model
-from arriero.app.served import fingerprint_of, serve_runner
-from arriero.app.torch import torch_model
-from arriero.config import Settings
-from arriero.errors import ConfigError
-from arriero.machine import physical_cores
-from arriero.models.calibration import calibration_tokens
-from arriero.models.card import ModelCard, decoder_tasks, num_parameters
-from arriero.models.checkpoint import open_checkpoint
-from arriero.models.sources.download import Progress
-from arriero.models.sources.resolve import Resolved, resolve
-from arriero.pool import ServedModel
-from arriero.text import alpaca
-
-logger = logging.getLogger(__name__)
-
-AUTO_WEIGHTS: Literal["int8"] = "int8"
-"""The fastest format whose answers do not depend on what else runs."""
-ALPACA_NAME = "chinese-llama-alpaca"
-"""What a model of the Alpaca profile is called unless settings say otherwise."""
+if TYPE_CHECKING:
+    from arriero.config import Settings
+    from arriero.models.sources.download import Progress
+    from arriero.pool import ServedModel
 
 
 def load(
     settings: Settings, *, on_download: Progress | None = None, on_convert: Callable[[int, int], None] | None = None
 ) -> ServedModel:
-    """The model that `settings` name, after everything slow: download, conversion, opening the weights.
+    """The model that `settings` name, with an engine of this process; see `arriero.app.loading.load`.
 
-    Its engine is yet to be started. `on_download` hears of bytes, `on_convert` of layers: how many are done, and of
-    how many.
-
-    Raises:
-        ModelLoadError: the model is not there, damaged or not supported.
-        ConfigError: the settings do not fit the model, or the script cannot be read.
+    What loads models takes long to import, and a server whose models live in processes of their own never needs it.
     """
-    settings = settings.in_plain_words()
-    if settings.profile == "alpaca" and settings.model_name is None:
-        settings = settings.model_copy(update={"model_name": ALPACA_NAME})
-    model = _loaded(settings, on_download, on_convert)
-    return model if settings.profile == "openai" else _as_alpaca(model)
+    from arriero.app import loading
 
-
-def _as_alpaca(model: ServedModel) -> ServedModel:
-    """The same model, asked as Alpaca models are asked."""
-    if "completion" not in model.card.tasks:
-        return model
-    return replace(
-        model,
-        card=replace(model.card, tasks=tuple(dict.fromkeys(("completion", "chat", *model.card.tasks)))),
-        template=alpaca.chat_template(model.tokenizer),
-        fingerprint=fingerprint_of(model.fingerprint, "alpaca"),
-        variants=tuple(map(_as_alpaca, model.variants)),
-    )
-
-
-def _loaded(
-    settings: Settings, on_download: Progress | None, on_convert: Callable[[int, int], None] | None
-) -> ServedModel:
-    if settings.engine == "scripted":
-        return scripted_model(settings)
-    resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
-    choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
-    if choice.engine == "torch":
-        return torch_model(settings, resolved, choice, on_download)
-    readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))
-    if is_encoder(readable.path):
-        return encoder_model(settings, readable, choice, on_convert)
-    return _onnx_model(settings, readable, choice, on_download, on_convert)
-
-
-def _onnx_model(
-    settings: Settings,
-    resolved: Resolved,
-    choice: Choice,
-    on_download: Progress | None,
-    on_convert: Callable[[int, int], None] | None,
-) -> ServedModel:
-    # onnxruntime takes a while to import
-    from arriero.runners.onnx import load_runner
-    from arriero.runners.onnx.probe import signed_weights_are_exact
-
-    checkpoint = open_checkpoint(resolved.path)
-    context = _context(settings, checkpoint.config.context)
-    adapters = open_adapters(settings, checkpoint, on_download)
-    vocabularies = read_vocabularies(settings, resolved.path, adapters, checkpoint.config.vocab_size)
-    vocabulary = vocabularies[1 if settings.lora_model else 0]
-    weights = AUTO_WEIGHTS if settings.weights == "auto" else settings.weights
-    if weights == "bf16" or weights == "fp16":  # mypy understands no other way
-        raise AssertionError("The choice of an engine sends these to torch.")
-    runner = load_runner(
-        checkpoint,
-        weights=weights,
-        slots=settings.slots,
-        context=context,
-        threads=settings.threads or physical_cores(),
-        cache=settings.cache,
-        calibration=[
-            token
-            for token in calibration_tokens(vocabularies[0].tokenizer, checkpoint.config.context)
-            if token < checkpoint.config.vocab_size
-        ],
-        adapters=[each.adapter for each in adapters],
-        progress=on_convert,
-    )
-    card = ModelCard(
-        name=settings.model_name or resolved.name,
-        source=str(resolved.path),
-        family=checkpoint.config.family,
-        parameters=num_parameters(checkpoint.config),
-        context=checkpoint.config.context,
-        vocab_size=(adapters[0].adapter if settings.lora_model else checkpoint).config.vocab_size,
-        source_format=checkpoint.source_format,
-        weights=weights,
-        invariant=runner.info.invariant,
-        tasks=decoder_tasks(chats=vocabulary.template is not None, embeds=bool(runner.info.hidden_size)),
-        engine="onnx",
-        engine_reason=choice.reason,
-    )
-    logger.info("%s runs on the onnx engine (cpu, %s). %s", card.name, weights, choice.reason)
-    model = serve_runner(
-        settings,
-        runner,
-        card,
-        vocabulary.tokenizer,
-        vocabulary.chat,
-        fingerprint_of(
-            checkpoint.identity,
-            *vocabulary.facts,
-            weights,
-            f"signed {signed_weights_are_exact()}" if weights == "int8" else "",
-            version("onnxruntime"),
-        ),
-        constraints=constraints_of([each.tokenizer for each in vocabularies]),
-    )
-    return with_variants(model, adapters, vocabularies[1:])
-
-
-def _context(settings: Settings, trained: int) -> int:
-    if settings.context > trained:
-        raise ConfigError(
-            f"--context is {settings.context}, but the onnx engine computes this model for {trained} tokens at most"
-        )
-    return settings.context or trained
+    return loading.load(settings, on_download=on_download, on_convert=on_convert)

@@ -71,9 +71,10 @@ class Front:
 def _state(model: ServedModel) -> ModelState:
     """How a model is; its adapters are part of it."""
     try:
-        return ModelState(name=model.name, state="ready", stats=model.engine.stats())
+        stats = model.engine.stats()
     except EngineDied:
         return ModelState(name=model.name, state="failed")
+    return ModelState(name=model.name, state="ready" if model.engine.state == "ready" else "loading", stats=stats)
 
 
 def _sharing(origins: str | None, app: Application) -> Application:

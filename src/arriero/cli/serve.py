@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import logging
 import shlex
 import signal
 import sys
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -58,17 +58,23 @@ def _quit(number: int, frame: object) -> None:
 def _serve(settings: config.Settings, listener: socket.socket) -> None:
     import uvloop
 
-    # The web framework takes about as long to import as the weights to open, which needs no Python: both at once.
-    threading.Thread(target=importlib.import_module, args=("arriero.app.web",), daemon=True).start()
-    from arriero.app import load
-    from arriero.cli import server
+    uvloop.run(_run(settings, listener))
+
+
+async def _run(settings: config.Settings, listener: socket.socket) -> None:
+    from arriero.app.child import open_model
     from arriero.cli.progress import Bars
 
     with Bars() as bars:
-        model = load(settings, on_download=bars.download, on_convert=bars.convert)
+        opening = asyncio.create_task(open_model(settings, on_download=bars.download, on_convert=bars.convert))
+        # The web framework takes about as long to import as the model to load, which another process does.
+        await asyncio.sleep(0)
+        await asyncio.to_thread(importlib.import_module, "arriero.app.web")
+        model = await opening
 
     from arriero.app.front import Front
     from arriero.app.web import open_api
+    from arriero.cli import server
 
     front = Front(settings)
 
@@ -76,19 +82,14 @@ def _serve(settings: config.Settings, listener: socket.socket) -> None:
         await front.close(settings.grace)
         await model.engine.close()
 
-    async def run() -> None:
-        # Started here and not by the application, so that what goes wrong is raised and not logged.
-        await model.engine.start()
-        open_api(front, settings, model)
-        front.start()
-        await server.Server(
-            front.application,
-            settings,
-            drain=drain,
-            on_ready=lambda: _announce(model, settings, server.url(listener, secure=settings.tls_key is not None)),
-        ).serve([listener])
-
-    uvloop.run(run())
+    open_api(front, settings, model)
+    front.start()
+    await server.Server(
+        front.application,
+        settings,
+        drain=drain,
+        on_ready=lambda: _announce(model, settings, server.url(listener, secure=settings.tls_key is not None)),
+    ).serve([listener])
 
 
 def _announce(model: ServedModel, settings: config.Settings, url: str) -> None:

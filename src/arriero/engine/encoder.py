@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Encoder, EncodingRequest, EngineStats, Event, GenerationRequest
+from arriero.core import Encoder, EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
 from arriero.engine.batches import Batches, Input
 from arriero.engine.thread import ModelThread
 from arriero.errors import InvalidRequest
@@ -62,6 +62,11 @@ class EncodingEngine:
     def source_context(self) -> int:
         """0: it is no encoder-decoder."""
         return 0
+
+    @property
+    def state(self) -> EngineState:
+        """See `Engine.state`."""
+        return self._thread.state
 
     async def start(self) -> None:
         """Make the encoder in the model thread and wait until it is ready; raises `ModelLoadError`."""

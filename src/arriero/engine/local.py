@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from arriero.core import (
     ConstraintFactory,
     EncodingRequest,
+    EngineState,
     EngineStats,
     Event,
     GenerationRequest,
@@ -131,6 +132,11 @@ class LocalEngine:
     def source_context(self) -> int:
         """See `Engine.source_context`; known once started."""
         return self._source_context
+
+    @property
+    def state(self) -> EngineState:
+        """See `Engine.state`."""
+        return self._thread.state
 
     async def start(self) -> None:
         """Make the runner in the model thread and wait until it is ready; raises `ModelLoadError`."""

@@ -12,22 +12,20 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import EngineStats, Event, Finished
+from arriero.core import EngineState, EngineStats
 from arriero.engine.encodings import Encoded
+from arriero.engine.stream import Stream
 from arriero.errors import ArrieroError, EngineDied, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
 PAUSE = 0.05
 """Seconds after which spare time begins: who waits for an answer to ask again, as programs do, is not in its way."""
-
-News = TypeVar("News", Event, Encoded)
-"""What happens to a request; `Finished` and `Encoded` end a part of it."""
 
 
 class Work(Protocol):
@@ -55,40 +53,6 @@ class Work(Protocol):
         """Release the model."""
 
 
-class _Stream(Generic[News]):
-    """The loop's end of one request: what has happened and was not looked at yet."""
-
-    def __init__(self, num_parts: int) -> None:
-        self.num_unfinished = num_parts
-        self.error: EngineDied | None = None
-        self._events: list[News] = []
-        self._news: asyncio.Future[None] | None = None
-
-    def push(self, event: News) -> None:
-        self._events.append(event)
-        if isinstance(event, Finished | Encoded):
-            self.num_unfinished -= 1
-        self._wake()
-
-    def fail(self, error: EngineDied) -> None:
-        self.error = error
-        self._wake()
-
-    async def take(self) -> list[News]:
-        """Everything since the last look, once there is something; empty when nothing more will come."""
-        if not self._events and self.num_unfinished and not self.error:
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
-        events, self._events = self._events, []
-        if not events and self.error:
-            raise EngineDied(str(self.error)) from self.error
-        return events
-
-    def _wake(self) -> None:
-        if self._news and not self._news.done():
-            self._news.set_result(None)
-
-
 class ModelThread:
     """Does the work that it opens, for any number of requests; what goes wrong in it reaches those who wait.
 
@@ -106,7 +70,7 @@ class ModelThread:
         self._resting = False  # the thread's alone: nobody has asked for a while
 
         self._thread: threading.Thread | None = None
-        self._streams: dict[Any, _Stream[Any]] = {}  # unfinished requests; this and the rest is the loop's alone
+        self._streams: dict[Any, Stream[Any]] = {}  # unfinished requests; this and the rest is the loop's alone
         self._idle = asyncio.Event()
         self._idle.set()
         self._ended = asyncio.Event()
@@ -153,7 +117,7 @@ class ModelThread:
             EngineDied: the work failed or was closed, before or while it was about the request.
         """
         handle = self._submit(submit)
-        stream: _Stream[Any] = _Stream(num_parts)
+        stream: Stream[Any] = Stream(num_parts)
         self._streams[handle] = stream
         self._idle.clear()
         try:
@@ -172,6 +136,13 @@ class ModelThread:
         async with aclosing(self.ask(submit, 1)) as events:
             encoded: Encoded = (await anext(events))[0]
         return encoded.vectors
+
+    @property
+    def state(self) -> EngineState:
+        """How the work is."""
+        if self._closing:
+            return "closed"
+        return "failed" if self._death else "ready" if self._work else "starting"
 
     def stats(self) -> EngineStats:
         """Counts as of now; raises `EngineDied` when the work failed."""

@@ -22,6 +22,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._source = source
         try:
             self._program = Program(source)
         except jinja2.TemplateError as error:
@@ -29,6 +30,10 @@ class ChatTemplate:
         self._disguise = _Disguise(tokenizer.control_tokens, source)
         self.knows_developers = "developer" in source
         """Whether it has a place for messages of the role `developer`, which is younger than most templates."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process goes what it is made from."""
+        return type(self), (self._source, self._tokenizer)
 
     def render(
         self,

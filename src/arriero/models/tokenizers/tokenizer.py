@@ -54,6 +54,7 @@ class Tokenizer:
     def __init__(self, path: Path, document: dict[str, Any], metadata: TextMetadata) -> None:
         """Build it from the contents of a tokenizer.json; raises `ModelLoadError` if these are damaged or unknown."""
         self._path = path
+        self._metadata = metadata
         self._source = json.dumps(document, ensure_ascii=False)
         self._backend = _build(path, self._source)
         # Their ids in the document are no more than a wish, where they leave gaps.
@@ -71,6 +72,10 @@ class Tokenizer:
         nonce = secrets.randbits(64)
         self._aliases = {id: f"\U000f0000{nonce}.{id}\U000f0001" for id in self.control_tokens.values()}
         self._adds_bos = self.bos_token_id is not None and self._backend.encode("").ids[:1] == [self.bos_token_id]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process goes what it is made from."""
+        return _rebuilt, (self._path, self._source, self._metadata, self.end_token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`; control tokens spelled out in it stay text unless `parse_special`.
@@ -174,6 +179,12 @@ class Tokenizer:
         for token in document["added_tokens"]:
             token["content"] = aliases.get(token["content"], token["content"])
         return _build(self._path, json.dumps(document, ensure_ascii=False))
+
+
+def _rebuilt(path: Path, source: str, metadata: TextMetadata, end_token_ids: frozenset[int]) -> Tokenizer:
+    tokenizer = Tokenizer(path, json.loads(source), metadata)
+    tokenizer.end_token_ids = end_token_ids
+    return tokenizer
 
 
 def _build(path: Path, source: str) -> tokenizers.Tokenizer:

@@ -1,0 +1,234 @@
+"""The half that the server talks to: an engine whose work is done by a child process, started anew when that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
+from arriero.engine.encodings import Encoded
+from arriero.engine.process.launched import Launched
+from arriero.errors import ArrieroError, EngineDied, Overloaded
+from arriero.machine import proportional_memory
+
+logger = logging.getLogger(__name__)
+
+RERUNS = 2
+"""How often a request that had not been answered at all is run again when the engine dies under it."""
+RESTARTS = 8
+"""How often in succession the engine is started again; an engine that lived for a minute begins anew."""
+_REASONS: dict[EngineState, str] = {
+    "closed": "The engine is closed.",
+    "failed": "The engine failed, and starting it again did not help.",
+}
+_LONG_LIFE = 60.0
+_LONGEST_PAUSE = 30.0
+
+
+def pause(num_deaths: int) -> float:
+    """Seconds before an engine is started again that died so often in succession: none at first, then doubling."""
+    return 0.0 if num_deaths <= 1 else min(_LONGEST_PAUSE, 0.5 * 2 ** (num_deaths - 2))
+
+
+class ProcessEngine:
+    """Answers requests with an engine in a child process; implements `arriero.core.Engine`.
+
+    When the child dies, or freezes and is killed, requests that had not been told anything are run again on the next
+    one, others end with `EngineDied`. It belongs to the event loop that starts it and can be started once.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        order: Any,
+        *,
+        on_progress: Callable[[Any], None] | None = None,
+        patience: float = 30.0,
+        silence: float = 10.0,
+        standstill: float = 60.0,
+    ) -> None:
+        """`command` starts a process that calls `arriero.engine.process.child.run`; `order` says what it is to open.
+
+        `on_progress` hears what is told while it opens. Requests wait up to `patience` seconds for an engine that is
+        being started again. `silence` and `standstill` are the seconds after which a child is taken for frozen; see
+        `Launched`.
+        """
+        self._command = command
+        self._order = order
+        self._on_progress = on_progress or (lambda _: None)
+        self._patience = patience
+        self._frozen = {"silence": silence, "standstill": standstill}
+        self._state: EngineState = "starting"
+        self._changed = asyncio.Event()
+        self._child: Launched | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self._past = EngineStats()
+        self._context = self._source_context = 0
+        self.about: Any = None
+        """What was told of the engine when it was started."""
+
+    @property
+    def context(self) -> int:
+        """See `Engine.context`; known once started."""
+        return self._context
+
+    @property
+    def source_context(self) -> int:
+        """See `Engine.source_context`; known once started."""
+        return self._source_context
+
+    @property
+    def state(self) -> EngineState:
+        """See `Engine.state`."""
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """The child's number, while there is one."""
+        return self._child.pid if self._child and not self._child.ended.is_set() else None
+
+    def memory(self) -> int | None:
+        """Bytes that the child takes, what it shares with others divided among them; None if that is not known."""
+        return proportional_memory(self.pid) if self.pid else None
+
+    async def start(self) -> None:
+        """Start the child and wait until its engine is; raises `ModelLoadError`, or what else the child says."""
+        if self._supervision or self._state == "closed":
+            raise RuntimeError("An engine is started once.")
+        try:
+            await self._launch()
+        except BaseException:
+            await self._stop("failed")
+            raise
+        self._supervision = asyncio.create_task(self._supervise())
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Take no more requests, let those that were taken finish for `grace` seconds, then end them and the child.
+
+        Returns when the child is gone. May be called again, and at any time.
+        """
+        self._set("closed")
+        if grace > 0 and self._child:
+            try:
+                async with asyncio.timeout(grace):
+                    await self._child.idle.wait()
+            except TimeoutError:
+                pass
+        if self._supervision:
+            self._supervision.cancel()
+        await self._stop("closed")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """Everything that happened to the request since the last look, until all its choices are finished.
+
+        Raises what the child's engine raises, and:
+            EngineDied: it died or was closed, after a part of the answer was told or too often before.
+            Overloaded: it is being started again, and that takes long.
+        """
+        async with aclosing(self._ask(request, len(request.prompts) * request.num_choices)) as news:
+            async for events in news:
+                yield events
+
+    async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
+        """What the child's engine makes of the inputs, float32 [inputs, width]; raises as `generate`."""
+        async with aclosing(self._ask(request, 1)) as news:
+            encoded: Encoded = (await anext(news))[0]
+        return encoded.vectors
+
+    def stats(self) -> EngineStats:
+        """Counts over all children's lives, as of the last message; raises `EngineDied` when the engine failed."""
+        if self._state == "failed":
+            raise EngineDied(_REASONS["failed"])
+        now, past = self._child.stats if self._child else EngineStats(), self._past
+        return replace(
+            now,
+            steps=past.steps + now.steps,
+            prompt_tokens=past.prompt_tokens + now.prompt_tokens,
+            generated_tokens=past.generated_tokens + now.generated_tokens,
+            restarts=past.restarts,
+        )
+
+    async def _ask(
+        self, request: GenerationRequest | EncodingRequest, num_parts: int
+    ) -> AsyncGenerator[list[Any], None]:
+        for attempt in range(RERUNS + 1):
+            child = self._child if self._state == "ready" else await self._next_child()
+            assert child
+            told = False
+            try:
+                async with aclosing(child.ask(request, num_parts)) as news:
+                    async for events in news:
+                        told = True
+                        yield events
+                return
+            except EngineDied:
+                if told or attempt == RERUNS or not child.ended.is_set() or self._state in ("closed", "failed"):
+                    raise
+                logger.warning("Request %s is run again: the engine died before it said anything.", request.id)
+
+    async def _next_child(self) -> Launched:
+        """The next child that lives; raises `EngineDied` when there will be none, `Overloaded` when not soon."""
+        try:
+            async with asyncio.timeout(self._patience):
+                while self._state == "restarting":
+                    await self._changed.wait()
+        except TimeoutError:
+            raise Overloaded(
+                "The model's engine died and is being started again; try again later.", retry_after=self._patience
+            ) from None
+        if self._state != "ready" or self._child is None:
+            raise EngineDied(_REASONS.get(self._state, "The engine is not started."))
+        return self._child
+
+    # Its children
+
+    async def _launch(self) -> None:
+        self._child = Launched(self._on_progress, self._mourn, **self._frozen)
+        ready = await self._child.launch(self._command, self._order)
+        self.about, self._context, self._source_context = ready.about, ready.context, ready.source_context
+        self._set("ready")
+
+    def _mourn(self) -> None:
+        """The child is gone."""
+        if self._state == "ready":
+            self._set("restarting")
+
+    async def _supervise(self) -> None:
+        """Whenever the child is gone start the next one, until that has failed too often."""
+        time = asyncio.get_running_loop().time
+        born, num_deaths = time(), 0
+        while num_deaths <= RESTARTS:
+            assert self._child
+            await self._child.ended.wait()
+            num_deaths = 1 if time() - born > _LONG_LIFE else num_deaths + 1
+            self._past = replace(self.stats(), restarts=self._past.restarts + 1)
+            delay = pause(num_deaths)
+            logger.warning("The engine is started again in %.1f s, for the %d. time.", delay, self._past.restarts)
+            await asyncio.sleep(delay)
+            born = time()
+            try:
+                await self._launch()
+            except ArrieroError as error:
+                logger.error("The engine could not be started again: %s", error)
+            else:
+                logger.info("The engine is at work again.")
+                born = time()
+        logger.error("The engine died %d times in succession and is not started again.", num_deaths)
+        self._set("failed")
+
+    async def _stop(self, state: EngineState) -> None:
+        self._set(state)
+        if self._child:
+            await self._child.stop()
+
+    def _set(self, state: EngineState) -> None:
+        self._state = state
+        self._changed.set()
+        self._changed = asyncio.Event()
