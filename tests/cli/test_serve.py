@@ -8,6 +8,8 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
+from tiny_directory import write_directory
+
 TEXT = "one two three four five six seven eight nine ten"
 
 
@@ -211,6 +213,25 @@ async def test_a_model_that_is_not_there_is_one_sentence(run):
     assert finished.stderr.startswith("arriero: ")
     assert "/no/such/model.gguf" in finished.stderr
     assert finished.stderr.count("\n") == 1
+
+
+async def test_who_comes_while_the_model_loads_waits(launch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    write_directory(tmp_path / "tiny")
+    flags = ("--port", str(port), "--cache", str(tmp_path))
+    async with launch("serve", str(tmp_path / "tiny"), *flags) as process, httpx.AsyncClient(timeout=60) as client:
+        url = f"http://127.0.0.1:{port}"
+        live = None
+        while live is None:
+            with suppress(httpx.ConnectError):
+                live = await client.get(f"{url}/health/live")
+        early = await client.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2})
+        assert (await client.get(f"{url}/health/ready")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        stdout, _ = await process.communicate()
+    assert (live.status_code, early.status_code, process.returncode) == (200, 200, 0)
+    assert stdout.decode().startswith(f"Serving tiny at {url}/v1 ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -87,6 +87,7 @@ def test_how_the_server_and_its_engines_are() -> None:
     assert samples["arriero_engine_prompt_tokens_total", ("a",)] == 5
     assert samples["arriero_engine_generation_tokens_total", ("a",)] == 6
     assert samples["arriero_kept_prefix_tokens", ("a",)] == 7
+    assert samples["arriero_engine_restarts_total", ("a",)] == 0
     assert samples["process_open_fds", ()] > 0
 
 

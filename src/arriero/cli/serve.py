@@ -62,34 +62,47 @@ def _serve(settings: config.Settings, listener: socket.socket) -> None:
 
 
 async def _run(settings: config.Settings, listener: socket.socket) -> None:
+    """Listen, and load meanwhile; ends when the server does, or when the model cannot be loaded."""
     from arriero.app.child import open_model
     from arriero.cli.progress import Bars
 
     with Bars() as bars:
         opening = asyncio.create_task(open_model(settings, on_download=bars.download, on_convert=bars.convert))
-        # The web framework takes about as long to import as the model to load, which another process does.
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # The model is loaded in another process: all else that takes long is done meanwhile.
+        from arriero.app.front import Front
+        from arriero.cli import server
+
+        front = Front(settings)
+
+        async def drain() -> None:
+            await front.close(settings.grace)
+            await _close(opening)
+
+        serving = server.Server(front.application, settings, drain=drain)
+        served = asyncio.create_task(serving.serve([listener]))
+        front.start()
         await asyncio.to_thread(importlib.import_module, "arriero.app.web")
-        model = await opening
+        await asyncio.wait((opening, served), return_when=asyncio.FIRST_COMPLETED)
+    if not opening.done():
+        opening.cancel()
+        await asyncio.wait((opening,))
+    elif opening.exception():
+        serving.should_exit = True
+    else:
+        from arriero.app.web import open_api
 
-    from arriero.app.front import Front
-    from arriero.app.web import open_api
-    from arriero.cli import server
+        open_api(front, settings, opening.result())
+        _announce(opening.result(), settings, server.url(listener, secure=settings.tls_key is not None))
+    await served
+    await _close(opening)  # It may have been opened while the server stopped.
+    if not opening.cancelled():
+        opening.result()  # raises what went wrong
 
-    front = Front(settings)
 
-    async def drain() -> None:
-        await front.close(settings.grace)
-        await model.engine.close()
-
-    open_api(front, settings, model)
-    front.start()
-    await server.Server(
-        front.application,
-        settings,
-        drain=drain,
-        on_ready=lambda: _announce(model, settings, server.url(listener, secure=settings.tls_key is not None)),
-    ).serve([listener])
+async def _close(opening: asyncio.Task[ServedModel]) -> None:
+    """Close the model's engine, if it has come to that."""
+    if opening.done() and not opening.cancelled() and not opening.exception():
+        await opening.result().engine.close()
 
 
 def _announce(model: ServedModel, settings: config.Settings, url: str) -> None:

@@ -36,7 +36,6 @@ class Server(uvicorn.Server):
         settings: Settings,
         *,
         drain: Callable[[], Coroutine[Any, Any, None]],
-        on_ready: Callable[[], None],
     ) -> None:
         """`drain` is awaited before the last connections are closed: it ends what runs.
 
@@ -60,7 +59,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._timeouts = Timeouts(head=settings.head_timeout, body=settings.body_timeout, send=settings.send_timeout)
         self._drain = drain
-        self._on_ready = on_ready
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -69,11 +67,6 @@ class Server(uvicorn.Server):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
         yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and say so."""
-        await super().startup(sockets)
-        self._on_ready()
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections once a second."""

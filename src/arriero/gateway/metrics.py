@@ -185,6 +185,7 @@ _ENGINE_COUNTERS = {
     "steps": ("engine_steps", "Steps that the model computed."),
     "prompt_tokens": ("engine_prompt_tokens", "Prompt tokens that the model computed."),
     "generated_tokens": ("engine_generation_tokens", "Tokens that the model generated."),
+    "restarts": ("engine_restarts", "How often the model's process was started again."),
 }
 _ENGINE_GAUGES = {
     "waiting": ("requests_waiting", "Requests in the engine's queue."),
