@@ -117,13 +117,22 @@ def test_where_nothing_is_invariant_answers_are_kept_as_they_are():
 
 def test_what_others_may_want_is_copied_and_stays():
     scheduler = make()
-    run(scheduler, ask((*SYSTEM, 30, 31)))
+    first = (*SYSTEM, *range(30, 38))
+    run(scheduler, ask(first))
     scheduler.submit(ask((*SYSTEM, 40, 41, 42)))
     step, events = advance(scheduler)
-    assert (step.copies, step.truncations) == ([(0, 1)], [(0, 22), (1, 20)])
+    assert (step.copies, step.truncations) == ([(0, 1)], [(0, 28), (1, 20)])
     assert reads(step) == [(1, 20, 3)]
     assert events[-1].cached_tokens == 20
-    assert run(scheduler, ask((*SYSTEM, 30, 31, 32, 33))) == 22
+    assert run(scheduler, ask((*first, 32, 33))) == 28
+
+
+def test_a_slot_of_which_little_is_lost_is_taken_over():
+    scheduler = make()
+    run(scheduler, ask((*SYSTEM, 30, 31)))
+    scheduler.submit(ask((*SYSTEM, 40, 41, 42)))
+    step, _ = advance(scheduler)
+    assert (step.copies, step.truncations) == ([], [(0, 22), (0, 20)])
 
 
 def test_the_same_prompt_again_is_read_at_its_end_only():
@@ -139,8 +148,8 @@ def test_who_comes_together_waits_for_the_first_and_copies():
     step, _ = advance(scheduler)
     assert reads(step) == [(0, 0, 22)]
     step, events = advance(scheduler)
-    assert sorted(step.copies) == [(0, 1), (0, 2)]
-    assert reads(step) == [(1, 20, 2), (2, 20, 2)]
+    assert step.copies == [(0, 1)]
+    assert reads(step) == [(1, 20, 2), (0, 20, 2)]
     assert [event.cached_tokens for event in events if isinstance(event, Finished)] == [20, 20]
 
 
@@ -165,10 +174,7 @@ def test_two_who_want_the_same_slot_in_one_step():
     scheduler.submit(ask((*SYSTEM, 30, 30)))
     scheduler.submit(ask((*SYSTEM, 31, 31)))
     step, _ = advance(scheduler)
-    assert (reads(step), step.copies) == ([(0, 20, 2)], [])
-    step, events = advance(scheduler)
-    assert step.copies == [(0, step.rows[0].slot)]
-    assert events[-1].cached_tokens == 20
+    assert (reads(step), step.copies) == ([(1, 20, 2), (0, 20, 2)], [(0, 1)])
 
 
 def test_a_copy_into_a_slot_that_was_just_freed_is_not_lost():

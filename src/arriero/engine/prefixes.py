@@ -17,7 +17,7 @@ import numpy as np
 from arriero.engine.sequence import Sequence
 
 LEAST_SHARED = 8
-"""Fewer tokens in common are not worth a copy."""
+"""Fewer tokens in common are not worth a copy, and to keep fewer others is not worth one either."""
 
 
 class Prefixes:

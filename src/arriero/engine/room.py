@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from arriero.engine.budget import Budget, Holder
 from arriero.engine.encodings import Encoding
-from arriero.engine.prefixes import Prefixes
+from arriero.engine.prefixes import LEAST_SHARED, Prefixes
 from arriero.engine.sequence import Group, Sequence
 from arriero.engine.step import Step
 
@@ -79,8 +79,11 @@ class Room:
         """A sequence that is kept and of which there is more to be read, see `Prefixes.unread`."""
         return self.kept.unread(self._budget.num_free_tokens)
 
-    def share(self, step: Step, sequence: Sequence) -> bool:
-        """Give the sequence what it shares with its source; False if the source's slot has just become another's."""
+    def share(self, step: Step, sequence: Sequence, others: Iterable[Sequence]) -> bool:
+        """Give the sequence what it shares with its source; False if the source's slot has just become another's.
+
+        It is copied for whoever may want it again: `others`, or prompts to come.
+        """
         source, sequence.source = sequence.source, None
         if source is None:
             return True
@@ -88,7 +91,8 @@ class Room:
             sequence.source = source
             return False
         num_shared = sequence.num_shared_tokens
-        if source.finished and num_shared == source.num_read_tokens:  # nothing is lost when its slot goes on as ours
+        wanted = source.num_read_tokens - num_shared >= LEAST_SHARED or any(each.source is source for each in others)
+        if source.finished and not wanted:  # its slot goes on as ours
             self.kept.remove(source)
             heapq.heappush(self._free, sequence.slot)
             sequence.slot = source.slot

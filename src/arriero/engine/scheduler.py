@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -280,7 +280,7 @@ class Scheduler:
         if not self._encodings_first:
             step.readings = self._encodings.plan(room - num_read, None)
 
-    def _add_prompts(self, step: Step, prefilling: Iterable[Sequence], room: int, *, may_cut: bool) -> int:
+    def _add_prompts(self, step: Step, prefilling: list[Sequence], room: int, *, may_cut: bool) -> int:
         """Fill the step with prompt tokens and tell how many; only the oldest prompt may be cut."""
         whole_room = room
         for age, sequence in enumerate(prefilling):
@@ -289,7 +289,7 @@ class Scheduler:
             if not oldest and len(sequence.inputs) + remaining > room:
                 continue
             count = self._chunk_of(remaining, room) if oldest and not sequence.inputs else remaining
-            if not self._room.share(step, sequence):
+            if not self._room.share(step, sequence, prefilling):
                 continue
             if sequence.inputs:
                 step.inputs.append((sequence.slot, sequence.inputs, sequence.group.request.adapter))

@@ -89,12 +89,16 @@ class KeyValueCache:
         lengths = [self._lengths[row] for row in sources]
         destinations = [self.row(destination) for _, destination in pairs]
         longest = max(lengths, default=0)
+        permuted = not set(sources).isdisjoint(destinations)
         for buffer in self.buffers:
-            # Indexing by a list copies the sources out before any destination is written.
-            buffer[destinations, :, :longest] = buffer[sources, :, :longest]
+            if permuted:  # indexing by a list copies the sources out before any destination is written
+                buffer[destinations, :, :longest] = buffer[sources, :, :longest]
+                continue
+            for source, destination, length in zip(sources, destinations, lengths, strict=True):
+                buffer[destination, :, :length] = buffer[source, :, :length]
         for row, length in zip(destinations, lengths, strict=True):
             self._lengths[row] = length
-            self._touched[row] = max(self._touched[row], longest)
+            self._touched[row] = max(self._touched[row], longest if permuted else length)
 
     def close(self) -> None:
         """Let go of the memory; it is unmapped once the graph's bindings are gone too."""
