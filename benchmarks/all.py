@@ -2,7 +2,8 @@
 
     python benchmarks/all.py [--only compare,start,...] [--short] [--output DIRECTORY]
 
-`--short` takes one repetition of each. Every script does by itself as well. Ends with a list of all ratios.
+`--short` takes one repetition of each, `compare` with 1 and 16 clients alone, `real-size` with 4 layers. Every script
+does by itself as well. Ends with a list of all ratios.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from pathlib import Path
 from figures import DIRECTORY, Verdict
 
 SCRIPTS = {
-    "compare": ["compare.py"],
-    "poisson": ["scenarios.py", "poisson"],
-    "prompt": ["scenarios.py", "prompt"],
-    "turns": ["scenarios.py", "turns"],
-    "system": ["scenarios.py", "system"],
-    "intruder": ["scenarios.py", "intruder"],
-    "start": ["resources.py", "start"],
-    "memory": ["resources.py", "memory"],
-    "real-size": ["real_size.py"],
+    "compare": (["compare.py"], 2, ["--clients", "1,16"]),
+    "poisson": (["scenarios.py", "poisson"], 2, []),
+    "prompt": (["scenarios.py", "prompt"], 3, []),
+    "turns": (["scenarios.py", "turns"], 3, []),
+    "system": (["scenarios.py", "system"], 2, []),
+    "intruder": (["scenarios.py", "intruder"], 3, []),
+    "start": (["resources.py", "start"], 5, []),
+    "memory": (["resources.py", "memory"], 1, []),
+    "real-size": (["real_size.py"], 1, ["--layers", "4"]),
 }
-"""Command lines by the name of the file that each writes."""
+"""By the name of the file that each writes: its command line, its repetitions, and what makes it shorter."""
 
 
 def main() -> None:
@@ -41,10 +42,9 @@ def main() -> None:
         arguments.error(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
     failed, started = [], time.monotonic()
     for name in names:
-        script, *more = SCRIPTS[name]
-        command = [sys.executable, str(Path(__file__).with_name(script)), *more, "--output", str(given.output)]
-        if given.short:
-            command += ["--repetitions", "1"]
+        (script, *scenario), repetitions, shorter = SCRIPTS[name]
+        command = [sys.executable, str(Path(__file__).with_name(script)), *scenario, "--output", str(given.output)]
+        command += ["--repetitions", "1", *shorter] if given.short else ["--repetitions", str(repetitions)]
         if subprocess.run(command).returncode:
             failed.append(name)
         print(f"[{name}: {time.monotonic() - started:.0f} s since the start]", flush=True)

@@ -68,15 +68,17 @@ def poisson(repetitions: int, only: set[str] | None) -> Figures:
             rates[each.name] = 0.7 * quietly(busy)[0]
             print(f"  {each.name:16} is asked for {rates[each.name]:.2f} requests/s", flush=True)
         values = by_turns(contestants, urls, repetitions, at_70_percent)
+    verdicts = []
+    for each in contestants:
+        middle = statistics.median(waits[each.name])
+        verdicts.append(_own(each, "p95 / median", percentile(waits[each.name], 95) / middle, 3))
+        verdicts.append(Verdict(f"{each.name}, largest / median, all answered", max(waits[each.name]) / middle))
     return Figures(
         name="poisson",
         title="Time to first token, Poisson arrivals at 70 % of each server's own capacity",
         unit="ms",
         values=values,
-        verdicts=[
-            _own(each, "p95 / median", percentile(waits[each.name], 95) / statistics.median(waits[each.name]), 3)
-            for each in contestants
-        ],
+        verdicts=verdicts,
         flags=flags(contestants, clients, context),
         details={"requests_per_second": rates, "first_tokens": waits},
     )
