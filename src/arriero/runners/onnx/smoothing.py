@@ -222,16 +222,21 @@ def rotate(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     size = rows.shape[-1]
     power = size & -size
     signs = np.where(np.random.PCG64(size).random_raw(size) >> 63, 1, -1).astype(np.float32)
-    # [..., odd, power], the Hadamard transform runs along the last axis, in log2(power) passes of sums and differences.
-    values = (rows * signs).reshape(-1, size // power, power)
-    step = 1
-    while step < power:
-        pairs = values.reshape(*values.shape[:2], -1, 2, step)
-        values = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], axis=3)
-        values = values.reshape(-1, size // power, power)
-        step *= 2
+    # A Hadamard matrix is the product of two smaller ones, which are fast matrix products of 64 columns at most or so.
+    low = 1 << power.bit_length() // 2
+    values = (rows * signs).reshape(-1, low) @ _hadamard(low)
+    values = _hadamard(power // low) @ values.reshape(-1, power // low, low)
+    values = values.reshape(-1, size // power, power)
     values = np.einsum("ij,njk->nik", _cosines(size // power), values / np.float32(np.sqrt(power)))
     return np.ascontiguousarray(values.reshape(rows.shape), np.float32)
+
+
+def _hadamard(size: int) -> NDArray[np.float32]:
+    """Sylvester's Hadamard matrix; the size is a power of two."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
 
 
 def _cosines(size: int) -> NDArray[np.float32]:
