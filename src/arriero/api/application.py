@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Awaitable, Iterable, MutableMapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -93,10 +93,10 @@ class _Direct:
         meter_of(scope).endpoint = scope["path"]
         started = False
 
-        async def watched(message: Message) -> None:
+        def watched(message: Message) -> Awaitable[None]:
             nonlocal started
             started = True
-            await send(message)
+            return send(message)
 
         request = Request(scope, receive)
         try:

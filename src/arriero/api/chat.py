@@ -126,8 +126,7 @@ class _ChatShape(Shape):
         said = {"role": "assistant", "content": ""} | ({} if self._terse else {"refusal": None})
         return self._event(self._answer(index, {"delta": said}))
 
-    def delta(self, delta: Delta) -> bytes:
-        """More of the message."""
+    def _delta(self, delta: Delta) -> bytes:
         return self._event(self._answer(delta.index, {"delta": {"content": delta.text}}, delta.tokens))
 
     def closing(self, ended: Ended) -> bytes:

@@ -155,8 +155,7 @@ class _CompletionShape(Shape):
         text, logprobs = self._echo(index)
         return self._event(self._choice(index, {"text": text}, logprobs))
 
-    def delta(self, delta: Delta) -> bytes:
-        """More of the text."""
+    def _delta(self, delta: Delta) -> bytes:
         logprobs = self._logprobs(delta.index, delta.tokens) if delta.tokens else None
         return self._event(self._choice(delta.index, {"text": delta.text}, logprobs))
 

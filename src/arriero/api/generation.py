@@ -173,20 +173,20 @@ async def _frames(
     with _named(parameters.names):
         async with aclosing(deltas):
             async for batch in deltas:
-                frames = []
+                frames = b""
                 for item in batch:
                     if isinstance(item, PromptScored):
                         shape.score(item)
                         continue
                     if item.index not in opened:
                         opened.add(item.index)
-                        frames.append(shape.opening(item.index))
+                        frames += shape.opening(item.index)
                     if isinstance(item, Delta):
-                        frames.append(shape.delta(item))
+                        frames += shape.delta(item)
                     else:
-                        frames.append(shape.closing(item))
-                if any(frames):
-                    yield b"".join(frames)
+                        frames += shape.closing(item)
+                if frames:
+                    yield frames
     if parameters.include_usage:
         yield shape.usage(usage)
 

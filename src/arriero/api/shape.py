@@ -79,6 +79,10 @@ class Usage:
         }
 
 
+_MARK = "\U0010fffd"
+"""Stands for the text of an event that is laid out beforehand; nothing else in one reads like it."""
+
+
 class Shape(ABC):
     """Words the answer to one request, in one piece or as whole server-sent events.
 
@@ -96,6 +100,8 @@ class Shape(ABC):
         # Built once, because every token needs it.
         self._head = orjson.dumps(self._fields)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}' if include_usage else b"]}"
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+        """By choice: an event of nothing but text, without its text."""
 
     @abstractmethod
     def score(self, scored: PromptScored) -> None:
@@ -105,9 +111,20 @@ class Shape(ABC):
     def opening(self, index: int) -> bytes:
         """What comes before a choice's text."""
 
-    @abstractmethod
     def delta(self, delta: Delta) -> bytes:
         """More of a choice."""
+        if delta.tokens:
+            return self._delta(delta)
+        frame = self._frames.get(delta.index)
+        if frame is None:
+            before, mark, after = self._delta(Delta(delta.index, _MARK)).partition(orjson.dumps(_MARK))
+            assert mark
+            frame = self._frames[delta.index] = (before, after)
+        return frame[0] + orjson.dumps(delta.text) + frame[1]
+
+    @abstractmethod
+    def _delta(self, delta: Delta) -> bytes:
+        """The event of a delta."""
 
     @abstractmethod
     def closing(self, ended: Ended) -> bytes:

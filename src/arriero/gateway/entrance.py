@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ class Entrance:
         exchange = Exchange(_id_of(scope), scope, meter_of(scope), time.perf_counter())
         REQUEST_ID.set(exchange.id)
 
-        async def send_watched(message: Message) -> None:
+        def send_watched(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
@@ -88,7 +88,7 @@ class Entrance:
                 message = {**message, "headers": headers}
             elif not message.get("more_body"):
                 exchange.complete = exchange.status != CLIENT_LEFT
-            await send(message)
+            return send(message)
 
         if self._keep_bodies:
             receive = _keeping(exchange, receive)

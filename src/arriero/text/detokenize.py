@@ -23,26 +23,33 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._texts = tokenizer.token_texts(skip_special_tokens=skip_special_tokens)
         self._drop_space = tokenizer.adds_space_prefix and not continues
         self._decoder = _utf8_decoder("replace")
+        self.pending = False
+        """The last token ended inside a character."""
 
     def add(self, token: int) -> str:
         """The whole characters that `token` completes; often none."""
+        text = self._texts[token]
+        if text is not None and not self.pending and not self._drop_space:
+            return text
+        return self._decode(token)
+
+    def _decode(self, token: int) -> str:
         if self._skip_special_tokens and self._tokenizer.is_special(token):
             return ""
         piece = self._tokenizer.token_bytes(token)
         if self._drop_space and piece:
             self._drop_space = False
             piece = piece.removeprefix(b" ")
-        return self._decoder.decode(piece)
-
-    @property
-    def pending(self) -> bool:
-        """The last token ended inside a character."""
-        return bool(self._decoder.getstate()[0])
+        text = self._decoder.decode(piece)
+        self.pending = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """What the end of the text makes of a character that is still incomplete: U+FFFD, or nothing."""
+        self.pending = False
         return self._decoder.decode(b"", final=True)
 
     def copy(self) -> Self:
@@ -50,4 +57,5 @@ class Detokenizer:
         other = type(self)(self._tokenizer, skip_special_tokens=self._skip_special_tokens)
         other._drop_space = self._drop_space
         other._decoder.setstate(self._decoder.getstate())
+        other.pending = self.pending
         return other

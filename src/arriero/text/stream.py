@@ -41,7 +41,8 @@ class Ended:
 class _Choice:
     """The text of one choice so far, between token boundaries and character boundaries."""
 
-    def __init__(self, detokenizer: Detokenizer, stop: StopMachine, min_tokens: int) -> None:
+    def __init__(self, detokenizer: Detokenizer, stop: StopMachine | None, min_tokens: int) -> None:
+        """`stop` is None where there are no stop strings."""
         self._detokenizer = detokenizer
         self._stop = stop
         self._min_tokens = min_tokens
@@ -52,71 +53,58 @@ class _Choice:
         """Characters given out."""
         self._held: deque[tuple[int, int, ScoredToken]] = deque()
         """The tokens not given out yet: where their text begins, how much must be shown to show it all."""
+        self._texts: list[str] = []
+        self._tokens: list[ScoredToken] = []
 
-    def add(self, event: Token) -> tuple[str, list[ScoredToken]]:
+    def add(self, event: Token) -> None:
+        text = self._detokenizer.add(event.id)
+        if event.logprob is None and self._stop is None:  # most answers; nobody asks where in the text they are
+            self._texts.append(text)
+            return
         self._num_tokens += 1
         start = self._read
-        text = self._add(self._detokenizer.add(event.id))
+        shown = self._show(text)
         if event.logprob:
             end = self._read + self._detokenizer.pending  # the character that it is part of is still to come
             self._held.append((start, end, (event.id, event.logprob)))
-        return text, self._release() if text else []
+        if shown:
+            self._release()
 
-    def end(self, event: Finished) -> tuple[str, list[ScoredToken], Ended]:
-        text = self._add(self._detokenizer.flush())
-        rest = self._stop.flush()
-        self._shown += len(rest)
-        tokens = self._release()
-        if self._stop.stopped:
-            tokens += [token for start, _, token in self._held if start < self._shown]
-        else:
-            tokens += [token for _, _, token in self._held]
-        reason: FinishReason = "stop" if self._stop.stopped else event.reason
+    def end(self, event: Finished) -> Ended:
+        self._show(self._detokenizer.flush())
+        stopped = False
+        if self._stop:
+            rest = self._stop.flush()
+            self._shown += len(rest)
+            self._texts.append(rest)
+            stopped = self._stop.stopped
+        self._release()
+        self._tokens += [token for start, _, token in self._held if start < self._shown or not stopped]
         ending = None
-        if event.ending and event.ending.logprob and not self._stop.stopped:
+        if event.ending and event.ending.logprob and not stopped:
             ending = (event.ending.id, event.ending.logprob)
-        return text + rest, tokens, Ended(event.index, reason, event.num_tokens, event.cached_tokens, ending)
+        return Ended(event.index, "stop" if stopped else event.reason, event.num_tokens, event.cached_tokens, ending)
 
-    def _add(self, text: str) -> str:
+    def take(self, index: int) -> Delta | None:
+        """What is new since the last time."""
+        text = self._texts[0] if len(self._texts) == 1 else "".join(self._texts)
+        self._texts.clear()
+        if not self._tokens:
+            return Delta(index, text) if text else None
+        tokens, self._tokens = tuple(self._tokens), []
+        return Delta(index, text, tokens)
+
+    def _show(self, text: str) -> str:
         self._read += len(text)
-        shown = self._stop.add(text, may_stop=self._num_tokens >= self._min_tokens)
+        shown = self._stop.add(text, may_stop=self._num_tokens >= self._min_tokens) if self._stop else text
         self._shown += len(shown)
+        self._texts.append(shown)
         return shown
 
-    def _release(self) -> list[ScoredToken]:
-        """The tokens whose text is shown to its end."""
-        tokens = []
+    def _release(self) -> None:
+        """Give out the tokens whose text is shown to its end."""
         while self._held and self._held[0][1] <= self._shown:
-            tokens.append(self._held.popleft()[2])
-        return tokens
-
-
-class _Batch:
-    """What became of one list of events."""
-
-    def __init__(self) -> None:
-        self._scored: list[PromptScored] = []
-        self._texts: dict[int, str] = {}
-        self._tokens: dict[int, list[ScoredToken]] = {}
-        self._endings: list[Ended] = []
-
-    def score(self, event: PromptScored) -> None:
-        self._scored.append(event)
-
-    def add(self, index: int, text: str, tokens: list[ScoredToken]) -> None:
-        self._texts[index] = self._texts.get(index, "") + text
-        self._tokens.setdefault(index, []).extend(tokens)
-
-    def end(self, ended: Ended) -> None:
-        self._endings.append(ended)
-
-    def items(self) -> list[PromptScored | Delta | Ended]:
-        deltas = [
-            Delta(index, text, tuple(self._tokens[index]))
-            for index, text in self._texts.items()
-            if text or self._tokens[index]
-        ]
-        return [*self._scored, *deltas, *self._endings]
+            self._tokens.append(self._held.popleft()[2])
 
 
 async def stream_text(
@@ -140,27 +128,32 @@ async def stream_text(
     choices: dict[int, _Choice] = {}
 
     def choice_of(index: int) -> _Choice:
-        if index not in choices:
-            detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continues=True)
-            stop = StopMachine(stop_strings, include_stop_string=include_stop_string)
-            choices[index] = _Choice(detokenizer, stop, min_tokens)
-        return choices[index]
+        detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continues=True)
+        stop = StopMachine(stop_strings, include_stop_string=include_stop_string) if stop_strings else None
+        choices[index] = choice = _Choice(detokenizer, stop, min_tokens)
+        return choice
+
+    def items_of(events: Sequence[Event]) -> list[PromptScored | Delta | Ended]:
+        scored: list[PromptScored | Delta | Ended] = []
+        changed: dict[int, _Choice] = {}
+        endings: list[Ended] = []
+        for event in events:
+            if isinstance(event, PromptScored):
+                scored.append(event)
+                continue
+            changed[event.index] = choice = choices.get(event.index) or choice_of(event.index)
+            if isinstance(event, Token):
+                choice.add(event)
+            else:
+                endings.append(choice.end(event))
+        deltas = [delta for index, choice in changed.items() if (delta := choice.take(index))]
+        return [*scored, *deltas, *endings]
 
     try:
         async for events_now in events:
             if watch:
                 watch(events_now)
-            batch = _Batch()
-            for event in events_now:
-                if isinstance(event, PromptScored):
-                    batch.score(event)
-                elif isinstance(event, Token):
-                    batch.add(event.index, *choice_of(event.index).add(event))
-                else:
-                    text, tokens, ended = choice_of(event.index).end(event)
-                    batch.add(event.index, text, tokens)
-                    batch.end(ended)
-            if items := batch.items():
+            if items := items_of(events_now):
                 yield items
     finally:
         close = getattr(events, "aclose", None)

@@ -112,11 +112,14 @@ class EventStream:
         await self._send(send, ending, more=False)
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
-        async with self._turn:
+        await self._turn.acquire()
+        try:
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self._headers})
             await send({"type": "http.response.body", "body": body, "more_body": more})
+        finally:
+            self._turn.release()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -62,6 +62,8 @@ class Tokenizer:
         self._special = frozenset(id for id, token in self._added.items() if token.special)
         self._to_bytes, self.adds_space_prefix = _decoding(path, document.get("decoder"))
         self._bytes: dict[int, bytes] = {}
+        self._texts = _Texts(self.token_bytes)
+        self._shown_texts = _Texts(lambda token: b"" if token in self._special else self.token_bytes(token))
         self.vocab_size = self._backend.get_vocab_size()
         self.special_tokens = metadata.special_tokens
         self.bos_token = self.special_tokens.get("bos_token")
@@ -156,6 +158,13 @@ class Tokenizer:
         """Whether `token` is left out of text: beginning, end, roles and the like."""
         return token in self._special
 
+    def token_texts(self, *, skip_special_tokens: bool = True) -> Mapping[int, str | None]:
+        """By id, what a token reads when it is a text of whole characters, and None when it begins or ends inside one.
+
+        With `skip_special_tokens` special tokens read as nothing. Looked up for every token that anybody is sent.
+        """
+        return self._shown_texts if skip_special_tokens else self._texts
+
     def _is_control(self, token: int) -> bool:
         """Fine-tunes often add `<|im_start|>` without saying that it is special."""
         looks_like_it = _CONTROL_SHAPE.fullmatch(self._added[token].content) is not None
@@ -185,6 +194,22 @@ def _rebuilt(path: Path, source: str, metadata: TextMetadata, end_token_ids: fro
     tokenizer = Tokenizer(path, json.loads(source), metadata)
     tokenizer.end_token_ids = end_token_ids
     return tokenizer
+
+
+class _Texts(dict[int, str | None]):
+    """Texts of tokens, filled as they are asked for."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token: int) -> str | None:
+        try:
+            text: str | None = self._token_bytes(token).decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token] = text
+        return text
 
 
 def _build(path: Path, source: str) -> tokenizers.Tokenizer:
