@@ -58,9 +58,10 @@ async def read_parameters(
         BodyTooLarge: it is longer than `limit` bytes; it is not read further.
         InvalidRequest: it is not a JSON object, or not what `kind` says, or asks for something refused.
     """
-    _check_media_type(request.headers.get("content-type", ""))
+    headers = dict(request.scope["headers"])
+    _check_media_type(headers.get(b"content-type", b"").decode("latin-1"))
     try:
-        value = orjson.loads(await _read(request, limit))
+        value = orjson.loads(await _read(request, headers.get(b"content-length", b""), limit))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -82,9 +83,8 @@ def _check_media_type(value: str) -> None:
         raise UnsupportedMediaType("The request's Content-Type must be application/json.")
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit:
+async def _read(request: Request, declared: bytes, limit: int) -> bytes:
+    if declared.isdigit() and int(declared[:20]) > limit:
         raise BodyTooLarge(limit)
     pieces, size = [], 0
     async for piece in request.stream():
@@ -103,8 +103,8 @@ def _examine(value: Any, path: str = "") -> Iterator[str]:
                 yield from _examine(each, f"{path}{index}.")
     if not isinstance(value, BaseModel):
         return
-    given = value.model_fields_set
-    for name, mark in marks(type(value)).items():
+    given, marked = value.model_fields_set, marks(type(value))
+    for name, mark in marked.items() if not given.isdisjoint(marked) else ():
         if name not in given or getattr(value, name) in mark.neutral:
             continue
         if isinstance(mark, Ignored):
@@ -115,9 +115,9 @@ def _examine(value: Any, path: str = "") -> Iterator[str]:
             param=path + name,
             code="unsupported_parameter",
         )
-    for name in type(value).model_fields:
-        if name in given:
-            yield from _examine(getattr(value, name), f"{path}{name}.")
+    fields = [name for name in given if isinstance(getattr(value, name), BaseModel | list)]
+    for name in fields if len(fields) < 2 else filter(fields.__contains__, type(value).model_fields):
+        yield from _examine(getattr(value, name), f"{path}{name}.")
     yield from (path + name for name in value.model_extra or ())
 
 

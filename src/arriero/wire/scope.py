@@ -17,7 +17,9 @@ REQUEST_ID: ContextVar[str] = ContextVar("request id", default="")
 
 def meter_of(scope: MutableMapping[str, Any]) -> Meter:
     """The request's meter; a new one where nobody has put one there."""
-    meter: Meter = scope.setdefault(_METER, Meter())
+    meter: Meter | None = scope.get(_METER)
+    if meter is None:
+        meter = scope[_METER] = Meter()
     return meter
 
 

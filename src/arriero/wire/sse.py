@@ -42,12 +42,19 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T |
 
     `receive` is ASGI's, after the request's body was read.
     """
+    # A task of its own, for whatever wakes a task goes through all the functions that wait in it.
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    leaving.add_done_callback(lambda _: working.cancel())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        return await working
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if not leaving.done() or (task and task.cancelling()):  # somebody else wants this to end
+            raise
+        return None
     finally:
-        await _end(working, leaving)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
 
 
 class EventStream:
@@ -75,25 +82,27 @@ class EventStream:
         self._started = False
         self._quiet = True
         self._turn = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer; raises what `frames` raises before its first piece."""
-        sending = asyncio.ensure_future(self._send_all(scope, send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        timeout = self._patience
+        loop = asyncio.get_running_loop()
+
+        def beat() -> None:
+            nonlocal timer
+            timer = loop.call_later(self._heartbeat, beat)
+            if self._quiet and not self._turn.locked():
+                self._beating = loop.create_task(self._send(send, HEARTBEAT))
+            self._quiet = True
+
+        timer = loop.call_later(self._patience, beat)
         try:
-            while True:
-                await asyncio.wait((sending, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    return sending.result()
-                if leaving.done():
-                    return None
-                timeout = self._heartbeat
-                if self._quiet and not self._turn.locked():
-                    await self._send(send, HEARTBEAT)
-                self._quiet = True
+            await while_connected(receive, self._send_all(scope, send))
         finally:
-            await _end(sending, leaving)
+            timer.cancel()
+            if self._beating:
+                self._beating.cancel()
+                await asyncio.gather(self._beating, return_exceptions=True)
 
     async def _send_all(self, scope: MutableMapping[str, Any], send: Send) -> None:
         ending = DONE
@@ -125,9 +134,3 @@ class EventStream:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _end(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
