@@ -1,6 +1,6 @@
-"""What the API costs by itself: the scripted engine, which computes nothing, on one worker, and LiteLLM's proxy by turns.
+"""What the API costs by itself: the scripted engine, which computes nothing, on one worker; LiteLLM's proxy by turns.
 
-    python benchmarks/api_layer.py [--repetitions 3] [--clients 32] [--seconds 4] [--litellm PROGRAM] [--output DIRECTORY]
+    python benchmarks/api_layer.py [--repetitions 3] [--clients 32] [--seconds 4] [--litellm PROGRAM]
 
 Chat completions over kept connections, a closed loop of `--clients` clients on the same machine: each sends its next
 request when its last one is answered.
@@ -21,6 +21,7 @@ import asyncio
 import json
 import shutil
 import socket
+import statistics
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
+
 from figures import Figures, Verdict, parser
 from machine import own_seconds, quietly, serve_arriero
 
@@ -210,23 +212,28 @@ def main() -> None:
                     print(f"{name}: {shown}, others took {others:.2f} cores", flush=True)
                     values[what].setdefault(name, []).append(found[what])
                     details[what].setdefault(name, []).append(found | {"cores_of_others": others})
-    for what, (goal, floor) in GOALS.items():
-        figures = Figures(
-            name=f"api_layer_{what}",
-            title=f"The API layer alone: {what} a second, {given.clients} clients",
-            unit=f"{what}/s",
-            values={f"chat completions, {'streamed' if what == 'events' else 'in one piece'}": values[what]},
-            details=details[what],
+    for what in GOALS:
+        figures_of(what, values[what], details[what], given.clients).conclude(given.output)
+
+
+def figures_of(
+    what: str, values: dict[str, list[float]], details: dict[str, list[dict[str, float]]], clients: int
+) -> Figures:
+    goal, floor = GOALS[what]
+    ours = statistics.median(values["Arriero"])
+    verdicts = [Verdict(f"Arriero, {what} a second", ours, goal, floor=floor)]
+    if "LiteLLM" in values:
+        verdicts.append(
+            Verdict("Arriero / LiteLLM's proxy", ours / statistics.median(values["LiteLLM"]), TIMES_LITELLM)
         )
-        condition = next(iter(figures.values))
-        ours_now = figures.median(condition, "Arriero")
-        verdicts = [Verdict(f"Arriero, {what} a second", ours_now, goal, floor=floor)]
-        if "LiteLLM" in values[what]:
-            verdicts.append(
-                Verdict("Arriero / LiteLLM's proxy", ours_now / figures.median(condition, "LiteLLM"), TIMES_LITELLM)
-            )
-        figures.verdicts = verdicts
-        figures.conclude(given.output)
+    return Figures(
+        name=f"api_layer_{what}",
+        title=f"The API layer alone: {what} a second, {clients} clients",
+        unit=f"{what}/s",
+        values={f"chat completions, {'streamed' if what == 'events' else 'in one piece'}": values},
+        verdicts=verdicts,
+        details=details,
+    )
 
 
 if __name__ == "__main__":

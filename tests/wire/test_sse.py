@@ -210,5 +210,23 @@ async def test_work_for_a_client_that_leaves_is_cancelled_and_over() -> None:
     assert cancelled
 
 
+async def test_work_whose_task_is_cancelled_is_cancelled_and_over() -> None:
+    ended = False
+
+    async def work() -> None:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    working = asyncio.create_task(while_connected(Client().receive, work()))
+    await asyncio.sleep(0.02)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert ended
+
+
 def test_an_event_is_one_line_of_data() -> None:
     assert event(b'{"a":1}') == b'data: {"a":1}\n\n'

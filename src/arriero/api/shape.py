@@ -48,10 +48,10 @@ class Usage:
 
     def watch(self, events: Sequence[Event]) -> None:
         """Count what an engine tells."""
-        meter = self.meter
+        meter, sampled = self.meter, self.sampled
         for each in events:
             if isinstance(each, Token):
-                self.sampled[each.index] = self.sampled.get(each.index, 0) + 1
+                sampled[each.index] = sampled.get(each.index, 0) + 1
                 meter.completion_tokens += 1
             elif isinstance(each, Finished):
                 meter.completion_tokens += each.num_tokens - self.sampled.get(each.index, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import json
 import logging
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from arriero.pool import ServedModel
 
 logger = logging.getLogger(__name__)
+
+_YOUNG = 10_000
+"""New objects after which the garbage collector looks for cycles among them; answers make few."""
 
 
 @with_settings
@@ -92,6 +96,8 @@ async def _run(settings: config.Settings, listener: socket.socket) -> None:
         from arriero.app.web import open_api
 
         open_api(front, settings, opening.result())
+        gc.freeze()  # What is here stays: looking at it again and again would take a tenth of the time.
+        gc.set_threshold(_YOUNG, 10, 10)
         _announce(opening.result(), settings, server.url(listener, secure=settings.tls_key is not None))
     await served
     await _close(opening)  # It may have been opened while the server stopped.

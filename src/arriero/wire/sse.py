@@ -86,23 +86,22 @@ class EventStream:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer; raises what `frames` raises before its first piece."""
-        loop = asyncio.get_running_loop()
-
-        def beat() -> None:
-            nonlocal timer
-            timer = loop.call_later(self._heartbeat, beat)
-            if self._quiet and not self._turn.locked():
-                self._beating = loop.create_task(self._send(send, HEARTBEAT))
-            self._quiet = True
-
-        timer = loop.call_later(self._patience, beat)
+        self._timer = asyncio.get_running_loop().call_later(self._patience, self._beat, send)
         try:
             await while_connected(receive, self._send_all(scope, send))
         finally:
-            timer.cancel()
+            self._timer.cancel()
             if self._beating:
                 self._beating.cancel()
                 await asyncio.gather(self._beating, return_exceptions=True)
+
+    def _beat(self, send: Send) -> None:
+        """Give a sign of life unless something was sent since the last time, or is waiting to be."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._heartbeat, self._beat, send)
+        if self._quiet and not self._turn.locked():
+            self._beating = loop.create_task(self._send(send, HEARTBEAT))
+        self._quiet = True
 
     async def _send_all(self, scope: MutableMapping[str, Any], send: Send) -> None:
         ending = DONE
