@@ -99,6 +99,22 @@ async def test_an_error_after_comments_is_an_event() -> None:
     assert b"It broke." in client.bodies[-1]
 
 
+async def test_nothing_follows_the_end_when_a_comment_is_due_at_the_same_time() -> None:
+    client, over = Client(), asyncio.Event()
+
+    async def source() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        await over.wait()
+
+    answering = asyncio.create_task(client.get(stream := EventStream(source(), patience=0.001, heartbeat=0.001)))
+    while HEARTBEAT not in client.bodies:
+        await asyncio.sleep(0.001)
+    over.set()
+    stream._beat(client.send)
+    await answering
+    assert client.bodies[-1] == DONE
+
+
 async def test_a_silence_later_on_is_filled_too() -> None:
     client = Client()
     await client.get(EventStream(pieces(b"a", 0.2, b"b"), patience=0.02, heartbeat=0.02))

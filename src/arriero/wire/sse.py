@@ -79,7 +79,7 @@ class EventStream:
         self._headers = [*_HEADERS, *headers]
         self._patience = patience
         self._heartbeat = heartbeat
-        self._started = False
+        self._started = self._ended = False
         self._quiet = True
         self._turn = asyncio.Lock()
         self._beating: asyncio.Task[None] | None = None
@@ -122,6 +122,9 @@ class EventStream:
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         await self._turn.acquire()
         try:
+            if self._ended:  # the sign of life that this was to be is no longer needed
+                return
+            self._ended = not more
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self._headers})
