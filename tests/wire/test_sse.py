@@ -107,8 +107,8 @@ async def test_nothing_follows_the_end_when_a_comment_is_due_at_the_same_time() 
         await over.wait()
 
     answering = asyncio.create_task(client.get(stream := EventStream(source(), patience=0.001, heartbeat=0.001)))
-    while HEARTBEAT not in client.bodies:
-        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    assert HEARTBEAT in client.bodies
     over.set()
     stream._beat(client.send)
     await answering
