@@ -5,7 +5,8 @@
 - poisson: requests at random moments (100-word prompts, 64 tokens) at 70 % of what the same server answers when 16
   clients keep it busy: time to first token, its median, 95th percentile and largest; 60 requests a repetition.
 - prompt: prompts of 1,000 words and one token: prompt tokens a second, until that token came.
-- turns: a conversation whose first message has 1,000 words: time to first token of the second turn over the first's.
+- turns: a conversation whose first message has 1,000 words: time to first token of the second turn over the first's,
+  where that comes at once and where somebody has read the answer for a second.
 - system: 16 clients that share a system prompt of 500 words, 50 words of their own each, 64 tokens: requests a second
   for the first 16 that have that system prompt ("new"), and for 32 more ("known").
 - intruder: eight running streams, and a prompt of 2,000 words: the gaps between two tokens of the streams from its
@@ -104,29 +105,39 @@ def prompt(repetitions: int, only: set[str] | None) -> Figures:
     )
 
 
+PAUSE = 1.0
+"""Seconds in which somebody reads an answer, at least."""
+
+
 def turns(repetitions: int, only: set[str] | None) -> Figures:
     contestants = chosen(line_up(files=FASTEST, prompt_cache=True), only)
 
     def converse(each: Contestant, url: str, seed: int) -> dict[str, float]:
-        pairs = [uvloop.run(_conversation(each, url, seed + number)) for number in range(2)]
-        first, second = (statistics.mean(times) for times in zip(*pairs, strict=True))
-        return {"first turn": 1000 * first, "second turn": 1000 * second}
+        first, at_once = uvloop.run(_conversation(each, url, seed, pause=0))
+        again, later = uvloop.run(_conversation(each, url, seed + 1, pause=PAUSE))
+        times = {"first turn": (first + again) / 2, "second at once": at_once, f"second after {PAUSE:g} s": later}
+        return {name: 1000 * each for name, each in times.items()}
 
     with standing(contestants, 2, 2048) as urls:
         values = by_turns(contestants, urls, repetitions, converse)
-    second, first = medians(values["second turn"]), medians(values["first turn"])
+    first, *others = values
+    verdicts = []
+    for condition in others:
+        for each in contestants:
+            ratio = medians(values[condition])[each.name] / medians(values[first])[each.name]
+            verdicts.append(_own(each, f"{condition} / first turn", ratio, 0.1))
     return Figures(
         name="turns",
         title="Time to first token in a conversation of 1,000 words",
         unit="ms",
         values=values,
-        verdicts=[_own(each, "second turn / first", second[each.name] / first[each.name], 0.1) for each in contestants],
+        verdicts=verdicts,
         flags=flags(contestants, 2, 2048),
     )
 
 
-async def _conversation(contestant: Contestant, url: str, seed: int) -> tuple[float, float]:
-    """Seconds to the first token of two turns."""
+async def _conversation(contestant: Contestant, url: str, seed: int, pause: float) -> tuple[float, float]:
+    """Seconds to the first token of two turns, with a pause between."""
     endpoint = Endpoint(url, new_connection=True)
     body: dict[str, Any] = {
         "model": await first_model(endpoint, url),
@@ -138,6 +149,7 @@ async def _conversation(contestant: Contestant, url: str, seed: int) -> tuple[fl
         **contestant.extra_body,
     }
     first = await send(endpoint, "/chat/completions", body)
+    await asyncio.sleep(pause)
     body["messages"] += [
         {"role": "assistant", "content": first.text},
         {"role": "user", "content": words.prompt(20, seed, 1)},
