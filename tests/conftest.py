@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,6 +32,9 @@ from arriero.models.sources.download import fetch
 from arriero.pool import Pool, ServedModel
 from hub_server import Hub, serving
 from references.vocabularies import unpack
+
+# Before anything asks for it: tests know no keys of whoever runs them, and write nobody's usage.
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="arriero-tests-")
 
 
 @dataclass

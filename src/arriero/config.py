@@ -153,6 +153,23 @@ class Settings(BaseModel):
     )
     body_limit: ByteSize = _setting("Server", ByteSize(16 * 2**20), "Largest request body.", ge=1024, le=2**40)
 
+    api_key: str | None = _setting(
+        "Access",
+        None,
+        "A key that every request must have, and that may do everything; better set in the environment.",
+        min_length=1,
+        max_length=256,
+        repr=False,
+    )
+    no_auth: bool = _setting(
+        "Access", False, "Ask nobody for a key, also on an address that others can reach; then nobody is an admin."
+    )
+    store: FilePath = _setting(
+        "Access",
+        lambda: platformdirs.user_data_path("arriero") / "arriero.db",
+        "SQLite file of keys and usage.",
+    )
+
     engine: Literal["auto", "onnx", "torch", "scripted"] = _setting(
         "Engine",
         "auto",
@@ -249,6 +266,8 @@ class Settings(BaseModel):
             raise ConfigError("--lora-model needs the base model that it is for: --base-model")
         if self.only_cpu and self.gpus not in (None, "none"):
             raise ConfigError(f"--only-cpu excludes --gpus, which is {self.gpus}")
+        if self.no_auth and self.api_key:
+            raise ConfigError("--no-auth excludes --api-key")
         if self.load_in_8bit and self.weights not in ("auto", "int8"):
             raise ConfigError(f"--load-in-8bit excludes --weights {self.weights}")
         return self.model_copy(
@@ -359,6 +378,8 @@ class _Given:
 def _complaint(name: str, given: _Given) -> str:
     field = Settings.model_fields[name]
     hint = suggestion(str(given.value), choices(field))
+    if name == "api_key":  # a secret, even when it is none
+        return f"{given.source} is not a text of 1 to 256 characters"
     return f"{given.source} is {given.value!r}, expected {expected(field)}{hint}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:  # it takes long to import, and commands that compute nothing import this module too
@@ -187,6 +188,26 @@ class EngineStats:
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "closed"]
 """`restarting`: it died and will be back, requests wait for it; `failed`: it died for good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, and for what they may ask."""
+
+    id: str = ""
+    """The public id of a key; empty: nobody in particular, where no keys are asked for."""
+    models: tuple[str, ...] = ("*",)
+    """Names of models, or patterns with `*` and `?`."""
+    endpoints: tuple[str, ...] = ("*",)
+    """Paths without `/v1/`, or patterns."""
+    admin: bool = True
+    """Whether they may look after the server and see what others use."""
+    weight: float = 1.0
+    """Their share of a busy engine, in relation to others."""
+
+    def may_use(self, model: str) -> bool:
+        """Whether the model of that name is theirs to ask."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 @dataclass(slots=True, kw_only=True)

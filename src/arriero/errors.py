@@ -45,7 +45,7 @@ class UnknownModel(InvalidRequest):
     """The request names a model that this server does not serve."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"The model '{name}' does not exist on this server.", param="model")
+        super().__init__(f"The model '{name}' does not exist or you do not have access to it.", param="model")
         self.name = name
 
     def __reduce__(self) -> tuple[type[UnknownModel], tuple[str]]:

@@ -236,20 +236,35 @@ async def test_who_comes_while_the_model_loads_waits(launch, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_while_it_loads_ends_it(launch, number):
-    async with launch("serve", "--engine", "scripted", "--host", "0.0.0.0", "--port", "0") as process:
+    public = ("--host", "0.0.0.0", "--no-auth")
+    async with launch("serve", "--engine", "scripted", *public, "--port", "0") as process:
         await process.stderr.readline()  # The warning comes after the address is taken and before anything is loaded.
         process.send_signal(number)
         stdout, stderr = await process.communicate()
     assert (process.returncode, stdout, stderr) == (0, b"", b"")
 
 
-async def test_a_public_address_is_warned_about(serve):
-    async with serve("--host", "0.0.0.0") as server:
+async def test_a_public_address_without_keys_is_warned_about(serve):
+    async with serve("--host", "0.0.0.0", "--no-auth") as server:
         assert server.url.startswith("http://127.0.0.1:")
         server.process.send_signal(signal.SIGTERM)
         finished = await server.end()
     assert "Anyone who can reach 0.0.0.0 can use this server" in finished.stderr
     assert finished.status == 0
+
+
+async def test_a_public_address_is_refused_without_keys(run, serve, tmp_path):
+    store = ("--store", str(tmp_path / "arriero.db"))
+    refused = await run("serve", "--engine", "scripted", "--host", "0.0.0.0", "--port", "0", *store)
+    assert refused.status == 1
+    assert "arriero keys create" in refused.stderr
+    assert not (tmp_path / "arriero.db").exists()
+    key = (await run("keys", "create", "alice", *store)).stdout.strip()
+    async with serve("--host", "0.0.0.0", *store) as server, httpx.AsyncClient() as client:
+        url = f"{server.url}/v1/models"
+        assert (await client.get(url)).status_code == 401
+        assert (await client.get(url, headers={"authorization": f"Bearer {key}"})).status_code == 200
+        assert "Authorization: Bearer" in server.curl
 
 
 async def test_ipv6_is_served(serve):

@@ -49,7 +49,7 @@ def started(path: Path, clock: Clock, fast: None) -> Iterator[Ledger]:
     books = Ledger(path, clock=clock)
     books.start()
     yield books
-    books.stop()
+    books.close()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -73,13 +73,13 @@ def meter(prompt: int = 5, completion: int = 0, model: str = "m") -> Meter:
 
 def test_usage_is_stored_while_a_request_runs_and_exactly_once(started: Ledger, path: Path, clock: Clock) -> None:
     running = meter()
-    account = started.open("alice", running)
+    account = started.begin("alice", running)
     for count in (1, 2, 3):
         running.completion_tokens = count
         clock.now += 1
         until(lambda: stored(path) and stored(path)[0][1].completion_tokens == count)  # noqa: B023
     running.completion_tokens = 4
-    started.close(account, failed=True)
+    started.end(account, failed=True)
     until(lambda: stored(path)[0][1].errors)
     assert stored(path) == [
         (usage.Place("2026-05-28", "alice", "m", "/v1/completions"), usage.Amounts(1, 1, 5, 0, 4, 3.0))
@@ -88,10 +88,10 @@ def test_usage_is_stored_while_a_request_runs_and_exactly_once(started: Ledger, 
 
 def test_what_was_refused_after_it_was_stored_is_taken_back(started: Ledger, path: Path) -> None:
     waiting = meter(prompt=100)
-    account = started.open("alice", waiting)
+    account = started.begin("alice", waiting)
     until(lambda: stored(path))
     waiting.prompt_tokens = 0
-    started.close(account, failed=True)
+    started.end(account, failed=True)
     until(lambda: stored(path)[0][1].errors)
     assert stored(path)[0][1].tokens == 0
     assert started.spent("alice", "month") == 0
@@ -99,7 +99,7 @@ def test_what_was_refused_after_it_was_stored_is_taken_back(started: Ledger, pat
 
 def test_days_and_budgets(started: Ledger, path: Path, clock: Clock) -> None:
     for day in range(5):
-        started.close(started.open("alice", meter(10, 1)))
+        started.end(started.begin("alice", meter(10, 1)))
         assert started.spent("alice", "day") == 11
         clock.now += 86_400
         if day == 3:  # the next day is in June
@@ -108,22 +108,22 @@ def test_days_and_budgets(started: Ledger, path: Path, clock: Clock) -> None:
     assert started.spent("alice", "month") == 11
     assert [place.day[-2:] for place, _ in started.report()] == ["28", "29", "30", "31", "01"]
     assert [place.day[-2:] for place, _ in started.report(since="2026-05-29", until="2026-05-30")] == ["29", "30"]
-    started.stop()
+    started.close()
     again = Ledger(path, clock=clock)
     clock.now -= 86_400
     again.start()
     assert again.spent("alice", "month") == 11
-    again.stop()
+    again.close()
 
 
 def test_requests_that_use_no_model_are_forgotten(started: Ledger) -> None:
-    started.close(started.open("alice", meter(model="")), counts=False)
+    started.end(started.begin("alice", meter(model="")), counts=False)
     assert started.report() == []
 
 
 def test_filters(started: Ledger) -> None:
     for key, model in (("alice", "m"), ("alice", "n"), ("bob", "m")):
-        started.close(started.open(key, meter(model=model)))
+        started.end(started.begin(key, meter(model=model)))
     assert totals(started.report(key="alice")).requests == 2
     assert totals(started.report(model="m")).requests == 2
     assert totals(started.report(key="bob", model="n")).requests == 0
@@ -132,13 +132,13 @@ def test_filters(started: Ledger) -> None:
 def test_a_locked_store_loses_nothing_and_stops_nobody(
     started: Ledger, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    started.close(started.open("alice", meter()))
+    started.end(started.begin("alice", meter()))
     until(lambda: stored(path))
     caplog.set_level(logging.INFO)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         for _ in range(20):
-            started.close(started.open("alice", meter()))
+            started.end(started.begin("alice", meter()))
         until(lambda: started.problem)
         assert started.spent("alice", "month") == 105
         other.execute("ROLLBACK")
@@ -148,14 +148,14 @@ def test_a_locked_store_loses_nothing_and_stops_nobody(
 
 
 def test_a_full_disk_is_survived(started: Ledger, path: Path) -> None:
-    started.close(started.open("alice", meter()))
+    started.end(started.begin("alice", meter()))
     until(lambda: stored(path))
     with started._writing:
         assert started._connection
         pages = started._connection.execute("PRAGMA page_count").fetchone()[0]
         started._connection.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite says then is "disk is full"
     for number in range(200):
-        started.close(started.open("alice", meter(model=f"{number:0100}")))
+        started.end(started.begin("alice", meter(model=f"{number:0100}")))
     until(lambda: "full" in (started.problem or ""))
     with started._writing:
         started._connection.execute("PRAGMA max_page_count = 100000")
@@ -169,8 +169,8 @@ def test_what_is_kept_in_memory_is_bounded(
     monkeypatch.setattr(ledger, "MOST_PENDING", 3)
     books = Ledger(None)
     for number in range(5):
-        books.close(books.open("alice", meter(model=str(number))))
-    books.close(books.open("alice", meter(model="0")))
+        books.end(books.begin("alice", meter(model=str(number))))
+    books.end(books.begin("alice", meter(model="0")))
     assert totals(books.report()).requests == 4
     assert caplog.text.count("Usage is lost") == 1
 
@@ -191,7 +191,7 @@ def test_a_store_that_is_made_replaced_or_removed_is_noticed(started: Ledger, pa
     (tmp_path / "other.db").rename(path)
     until(lambda: started.keys == (second,))
     path.unlink()
-    started.close(started.open("alice", meter()))
+    started.end(started.begin("alice", meter()))
     until(lambda: stored(path))
 
 
@@ -210,9 +210,9 @@ books = Ledger(Path(sys.argv[1]))
 books.start()
 done = 0
 running = Meter(model="m", endpoint="e")
-books.open("alice", running)
+books.begin("alice", running)
 while True:
-    books.close(books.open("alice", Meter(model="m", endpoint="e", completion_tokens=1)))
+    books.end(books.begin("alice", Meter(model="m", endpoint="e", completion_tokens=1)))
     running.prompt_tokens += 1
     done += 1
     print(done, flush=True)

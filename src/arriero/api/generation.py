@@ -25,7 +25,7 @@ from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.stream import Delta, Ended, stream_text
 from arriero.wire.headers import IGNORED, ignored_header
-from arriero.wire.scope import meter_of
+from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import EventStream, while_connected
 
 T = TypeVar("T")
@@ -57,7 +57,10 @@ class Delivery:
 
 
 def find_model(request: Request, pool: Pool, name: str, profile: Profile, ignored: list[str]) -> ServedModel:
-    """The model of that name; in the Alpaca profile any name will do, and is reported when it is not the model's."""
+    """The model of that name; in the Alpaca profile any name will do, and is reported when it is not the model's.
+
+    Raises `UnknownModel` also where the caller may not use it.
+    """
     try:
         model = pool.get(name)
     except UnknownModel:
@@ -65,6 +68,10 @@ def find_model(request: Request, pool: Pool, name: str, profile: Profile, ignore
             raise
         ignored.append("model")
         model = pool.list()[0]
+        name = model.name
+    caller = caller_of(request.scope)
+    if not (caller.may_use(model.name) or caller.may_use(name)):
+        raise UnknownModel(name)
     meter_of(request.scope).model = model.name
     return model
 

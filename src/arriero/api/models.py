@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from arriero.api.documentation import ERRORS
 from arriero.api.encoding_parameters import ENDPOINTS, encoding_table
 from arriero.api.parameters import Parameter, table
 from arriero.api.request import NOT_FOR_ENCODER_DECODERS
 from arriero.api.schemas import Model, ModelList
+from arriero.errors import UnknownModel
 from arriero.pool import Pool, ServedModel
 from arriero.text.infill import infill_of
+from arriero.wire.scope import caller_of
 
 OWNER = "arriero"
 _ENDPOINTS = {"chat/completions": "chat", "completions": "completion"}
@@ -25,14 +27,19 @@ def model_routes(pool: Pool) -> APIRouter:
     routes = APIRouter(tags=["Models"])
 
     @routes.get("/v1/models", response_model=ModelList)
-    async def list_models() -> dict[str, Any]:
-        """List the models."""
-        return {"object": "list", "data": [_describe(model) for model in pool.list()]}
+    async def list_models(request: Request) -> dict[str, Any]:
+        """List the models that the caller may use."""
+        caller = caller_of(request.scope)
+        return {"object": "list", "data": [_describe(model) for model in pool.list() if caller.may_use(model.name)]}
 
     @routes.get("/v1/models/{model:path}", response_model=Model, responses={"4XX": ERRORS[404]})
-    async def retrieve_model(model: str) -> dict[str, Any]:
+    async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
         """Tell about one model; its id may contain slashes."""
-        return _describe(pool.get(model))
+        found = pool.get(model)
+        caller = caller_of(request.scope)
+        if not (caller.may_use(found.name) or caller.may_use(model)):
+            raise UnknownModel(model)
+        return _describe(found)
 
     return routes
 

@@ -5,26 +5,33 @@ from __future__ import annotations
 from arriero.config import Settings
 from arriero.errors import EngineDied
 from arriero.gateway.access import log_access
+from arriero.gateway.door import Door
 from arriero.gateway.entrance import Entrance
 from arriero.gateway.gate import Gate
+from arriero.gateway.limits import LIMIT_HEADERS
 from arriero.gateway.metrics import Metrics, ModelState, ServerState
 from arriero.gateway.pulse import Progress, Pulse
 from arriero.gateway.routes import MetricsRoute, at_root
+from arriero.gateway.usage import UsageRoute
 from arriero.pool import Pool, ServedModel
+from arriero.store.ledger import Ledger
 from arriero.wire.headers import Application
 
 
 class Front:
-    """Ids, logs, metrics and health around an API that comes later."""
+    """Ids, logs, metrics, health, keys and usage around an API that comes later."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, *, closed: bool) -> None:
+        """`ledger` is started and closed by the caller; with `closed` a key is asked for even while there are none."""
+        self._ledger = ledger
         self._pool = Pool([])
         self._pulse = Pulse()
         self._progress = Progress(settings.stall_limit)
         self._metrics = Metrics(self._state)
-        self._gate = Gate(self._fault)
+        self._gate = Gate(self._fault, lambda: ledger.problem)
+        self._door = Door(self._gate, ledger, api_key=settings.api_key, closed=closed, no_auth=settings.no_auth)
         self._entrance = Entrance(
-            at_root(settings.root_path or "", _sharing(settings.cors_origins, self._gate)),
+            at_root(settings.root_path or "", _sharing(settings.cors_origins, self._door)),
             [self._metrics.count, log_access],
             keep_bodies=settings.log_prompts,
         )
@@ -34,6 +41,11 @@ class Front:
         """What the server serves, from the first moment on."""
         return self._entrance
 
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether requests need a key."""
+        return self._door.asks_for_keys
+
     def start(self) -> None:
         """Begin to watch the running event loop."""
         self._pulse.start()
@@ -41,7 +53,7 @@ class Front:
     def open(self, pool: Pool, api: Application) -> None:
         """Let requests in to `api`, which answers with the models of `pool`."""
         self._pool = pool
-        self._gate.open(MetricsRoute(api, self._metrics))
+        self._gate.open(MetricsRoute(UsageRoute(api, self._ledger), self._metrics))
 
     async def close(self, grace: float) -> None:
         """Turn new requests away, and wait for those that are being answered, for `grace` seconds at most."""
@@ -88,6 +100,6 @@ def _sharing(origins: str | None, app: Application) -> Application:
         allow_origins=origins.split(","),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "openai-processing-ms", "x-arriero-ignored", "retry-after"],
+        expose_headers=["x-request-id", "openai-processing-ms", "x-arriero-ignored", "retry-after", *LIMIT_HEADERS],
         max_age=3600,
     )

@@ -9,12 +9,18 @@ from arriero.api.profile import PROFILES
 from arriero.app.front import Front
 from arriero.config import Settings
 from arriero.pool import Pool, ServedModel
+from arriero.store.ledger import Ledger
 from arriero.wire.headers import Application
 
 
-def create_app(settings: Settings, model: ServedModel) -> Application:
-    """The whole application for `model` and its variants, whose engine the caller starts and closes."""
-    front = Front(settings)
+def create_app(
+    settings: Settings, model: ServedModel, ledger: Ledger | None = None, *, closed: bool = False
+) -> Application:
+    """The whole application for `model` and its variants, whose engine the caller starts and closes.
+
+    `ledger` and `closed` as for `Front`; without a ledger nobody has a key but that of the settings.
+    """
+    front = Front(settings, ledger or Ledger(None), closed=closed)
     open_api(front, settings, model)
     return front.application
 

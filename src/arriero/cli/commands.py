@@ -8,8 +8,10 @@ import typer
 
 from arriero import __version__
 from arriero.cli.bench import bench
+from arriero.cli.keys import keys
 from arriero.cli.models import models
 from arriero.cli.serve import serve
+from arriero.cli.usage import usage
 
 app = typer.Typer(
     name="arriero",
@@ -26,6 +28,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(bench)
 app.add_typer(models)
+app.add_typer(keys)
+app.command()(usage)
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from arriero import config
+from arriero.cli.output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from arriero.models.sources.inventory import Stored
@@ -25,7 +24,6 @@ models = typer.Typer(
 Name = Annotated[
     str, typer.Argument(metavar="MODEL", help="Catalog name, hub id (org/name, org/name@revision) or path.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Cache = Annotated[
     str | None,
     typer.Option(
@@ -44,11 +42,12 @@ def show_all(as_json: Json = False, cache: Cache = None) -> None:
     place = _cache(cache)
     stored = inventory(place)
     if as_json:
-        _print_json([_row(model) for model in stored])
+        print_json([_row(model) for model in stored])
         return
-    _print_table(
+    print_table(
         ("Model", "From", "Downloaded", "Converted"),
         [(model.name, model.origin, _downloaded(model), _size(model.converted)) for model in stored],
+        first_number=2,
     )
     if rest := others(stored, place):
         print(f"{_size(rest)} more are converted of paths, or by other versions; the oldest go when it grows too much.")
@@ -65,7 +64,7 @@ def pull(model: Name, as_json: Json = False, cache: Cache = None) -> None:
     with Bars() as bars:
         resolved = resolve(model, _cache(cache), bars.download)
     if as_json:
-        _print_json({"name": resolved.name, "path": str(resolved.path)})
+        print_json({"name": resolved.name, "path": str(resolved.path)})
     else:
         print(f"{resolved.name} is at {resolved.path}")
 
@@ -90,7 +89,7 @@ def remove(
         typer.confirm(f"Remove {_size(size)} of {stored.name}?", abort=True, err=True)
     freed = inventory.remove(stored, place) if size else 0
     if as_json:
-        _print_json({"name": stored.name, "bytes": freed})
+        print_json({"name": stored.name, "bytes": freed})
     else:
         print(f"Removed {_size(freed)} of {stored.name}" if freed else f"Nothing of {stored.name} is in the caches")
 
@@ -103,12 +102,12 @@ def show(model: Name, as_json: Json = False, cache: Cache = None) -> None:
     stored = find(model, _cache(cache))
     facts = _row(stored) | (_facts(stored.path) if stored.path else {})
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     rows = [(name.replace("_", " "), _shown(name, value)) for name, value in facts.items() if value is not None]
     if stored.path is None:
         rows.append(("", f"More is known once it is downloaded: arriero models pull {model}"))
-    _print_table(None, rows)
+    print_table(None, rows)
 
 
 def _cache(given: str | None) -> Path:
@@ -183,21 +182,3 @@ def _size(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes} B" if num_bytes else "-"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def _print_table(heads: tuple[str, ...] | None, rows: Iterable[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD if heads else None, show_header=heads is not None, padding=(0, 1))
-    for place, head in enumerate(heads or ("", "")):
-        table.add_column(head, overflow="fold", justify="right" if heads and place > 1 else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from arriero import config
 from arriero.cli import log
 from arriero.cli.settings import with_settings
+from arriero.errors import ConfigError
 
 if TYPE_CHECKING:
     import socket
 
     from arriero.pool import ServedModel
+    from arriero.store.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,30 @@ def serve(**flags: str | bool | list[str] | None) -> None:
     from arriero.cli import server
 
     with closing(server.bind(settings)) as listener:
-        if server.is_public(listener):
-            logger.warning("Anyone who can reach %s can use this server: it asks for no key", settings.host)
+        public = server.is_public(listener)
         try:
-            _serve(settings, listener)
+            with closing(_open_ledger(settings, public=public)) as ledger:
+                _serve(settings, listener, ledger, closed=public and not settings.no_auth)
         finally:
             if settings.unix_socket:
                 settings.unix_socket.unlink(missing_ok=True)
+
+
+def _open_ledger(settings: config.Settings, *, public: bool) -> Ledger:
+    """Keys and usage; raises `ConfigError` where others could come in and nobody would ask for their keys."""
+    from arriero.store.ledger import Ledger
+
+    ledger = Ledger(settings.store)
+    ledger.start()
+    if public and settings.no_auth:
+        logger.warning("Anyone who can reach %s can use this server: it asks for no key", settings.host)
+    elif public and not (ledger.keys or settings.api_key):
+        ledger.close()
+        raise ConfigError(
+            f"others may reach {settings.host}, and there are no keys: make one with arriero keys create, "
+            "or give --api-key, or --no-auth if everybody may use this server"
+        )
+    return ledger
 
 
 def _quit(number: int, frame: object) -> None:
@@ -59,13 +78,13 @@ def _quit(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _serve(settings: config.Settings, listener: socket.socket) -> None:
+def _serve(settings: config.Settings, listener: socket.socket, ledger: Ledger, *, closed: bool) -> None:
     import uvloop
 
-    uvloop.run(_run(settings, listener))
+    uvloop.run(_run(settings, listener, ledger, closed=closed))
 
 
-async def _run(settings: config.Settings, listener: socket.socket) -> None:
+async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledger, *, closed: bool) -> None:
     """Listen, and load meanwhile; ends when the server does, or when the model cannot be loaded."""
     from arriero.app.child import open_model
     from arriero.cli.progress import Bars
@@ -76,7 +95,7 @@ async def _run(settings: config.Settings, listener: socket.socket) -> None:
         from arriero.app.front import Front
         from arriero.cli import server
 
-        front = Front(settings)
+        front = Front(settings, ledger, closed=closed)
 
         async def drain() -> None:
             await front.close(settings.grace)
@@ -98,7 +117,8 @@ async def _run(settings: config.Settings, listener: socket.socket) -> None:
         open_api(front, settings, opening.result())
         gc.freeze()  # What is here stays: looking at it again and again would take a tenth of the time.
         gc.set_threshold(_YOUNG, 10, 10)
-        _announce(opening.result(), settings, server.url(listener, secure=settings.tls_key is not None))
+        url = server.url(listener, secure=settings.tls_key is not None)
+        _announce(opening.result(), settings, url, keyed=front.asks_for_keys)
     await served
     await _close(opening)  # It may have been opened while the server stopped.
     if not opening.cancelled():
@@ -111,7 +131,7 @@ async def _close(opening: asyncio.Task[ServedModel]) -> None:
         await opening.result().engine.close()
 
 
-def _announce(model: ServedModel, settings: config.Settings, url: str) -> None:
+def _announce(model: ServedModel, settings: config.Settings, url: str, *, keyed: bool) -> None:
     """Tell where the server is, and a command that shows that it works."""
     if model.template is None:
         path, body = "completions", {"model": model.card.name, "prompt": "Once upon a time", "max_tokens": 32}
@@ -121,7 +141,7 @@ def _announce(model: ServedModel, settings: config.Settings, url: str) -> None:
     through = f"--unix-socket {shlex.quote(str(settings.unix_socket))} " if settings.unix_socket else ""
     where = f" through {settings.unix_socket}" if settings.unix_socket else ""
     print(f"Serving {model.card.name} at {url}/v1{where} (documentation at {url}/docs)")
-    print(
-        f"curl {through}{url}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}",
-        flush=True,
-    )
+    headers = "-H 'Content-Type: application/json'"
+    if keyed:
+        headers += ' -H "Authorization: Bearer $ARRIERO_API_KEY"'
+    print(f"curl {through}{url}/v1/{path} {headers} -d {shlex.quote(json.dumps(body))}", flush=True)

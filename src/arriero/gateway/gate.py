@@ -32,9 +32,19 @@ class Gate:
     late. Whoever was let in is waited for.
     """
 
-    def __init__(self, fault: Callable[[], str | None], *, patience: float = 10.0) -> None:
-        """`fault` says in a few words why the server should be restarted; None: it is well."""
+    def __init__(
+        self,
+        fault: Callable[[], str | None],
+        trouble: Callable[[], str | None] = lambda: None,
+        *,
+        patience: float = 10.0,
+    ) -> None:
+        """`fault` says in a few words why the server should be restarted; None: it is well.
+
+        `trouble` says what somebody should look at though requests are answered; None: nothing.
+        """
         self._fault = fault
+        self._trouble = trouble
         self._patience = patience
         self._app: Application | None = None
         self._opened = asyncio.Event()
@@ -100,4 +110,5 @@ class Gate:
     async def _tell_ready(self, send: Send) -> None:
         state = "ready" if self.ready else "stopping" if self._shut else "loading"
         headers = {"connection": "close"} if self._shut else {}
-        await answer(send, 200 if self.ready else 503, orjson.dumps({"status": state}), **headers)
+        body = {"status": state, **({"warning": trouble} if (trouble := self._trouble()) else {})}
+        await answer(send, 200 if self.ready else 503, orjson.dumps(body), **headers)

@@ -78,14 +78,14 @@ class Ledger:
 
     # On the event loop
 
-    def open(self, key: str, meter: Meter) -> Account:
+    def begin(self, key: str, meter: Meter) -> Account:
         """A request begins."""
         account = Account(key, meter, self._clock())
         with self._lock:
             self._running.add(account)
         return account
 
-    def close(self, account: Account, *, failed: bool = False, counts: bool = True) -> None:
+    def end(self, account: Account, *, failed: bool = False, counts: bool = True) -> None:
         """It is over; without `counts` it was no use of a model and is forgotten."""
         with self._lock:
             self._running.discard(account)
@@ -116,7 +116,7 @@ class Ledger:
         self._thread = threading.Thread(target=self._run, name="arriero-store", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Write what is left and close the file."""
         self._ending.set()
         if self._thread:

@@ -6,10 +6,12 @@ from collections.abc import MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from arriero.core import Meter
+from arriero.core import Caller, Meter
 from arriero.errors import EngineDied
 
 _METER = "arriero.meter"
+_CALLER = "arriero.caller"
+_EVERYBODY = Caller()
 
 REQUEST_ID: ContextVar[str] = ContextVar("request id", default="")
 """The id of the request that the running task is about, for log lines and errors; empty: it is about none."""
@@ -21,6 +23,17 @@ def meter_of(scope: MutableMapping[str, Any]) -> Meter:
     if meter is None:
         meter = scope[_METER] = Meter()
     return meter
+
+
+def caller_of(scope: MutableMapping[str, Any]) -> Caller:
+    """Who asks; somebody who may do everything where nobody stands at the door."""
+    caller: Caller = scope.get(_CALLER, _EVERYBODY)
+    return caller
+
+
+def set_caller(scope: MutableMapping[str, Any], caller: Caller) -> None:
+    """Write down who asks."""
+    scope[_CALLER] = caller
 
 
 def note_error(scope: MutableMapping[str, Any], error: Exception) -> None:

@@ -1,0 +1,31 @@
+"""How commands print what they found: for people or for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def print_json(value: Any) -> None:
+    """Print it for programs."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(heads: tuple[str, ...] | None, rows: Iterable[tuple[str, ...]], *, first_number: int = 99) -> None:
+    """Print it for people; columns from `first_number` on are numbers. Without `heads`, two columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD if heads else None, show_header=heads is not None, padding=(0, 1))
+    for place, head in enumerate(heads or ("", "")):
+        table.add_column(head, overflow="fold", justify="right" if place >= first_number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
