@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 import arriero
 from arriero.models.sources.storage import PARTIAL, make_durable, workspace
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Raise when conversions of the same version of Arriero stop being interchangeable."""
 DEFAULT_LIMIT = 20_000_000_000
 _ABOUT = "conversion.json"

@@ -123,20 +123,25 @@ class SmoothFp32(Fp32):
 
     smooth = True
 
+    def __init__(self, *, rotated: bool) -> None:
+        self.rotated = rotated
 
-@pytest.mark.parametrize("observed", [True, False])
+
+@pytest.mark.parametrize(("rotated", "observed"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", lora.CASES)
-def test_adapters_are_the_same_in_smoothed_coordinates(tmp_path, name, observed):
+def test_adapters_are_the_same_in_smoothed_coordinates(tmp_path, name, rotated, observed):
     checkpoint = random_checkpoint(lora.CASES[name].checkpoint)
     config = checkpoint.config
-    reach = np.linspace(1, 9, config.num_layers * config.intermediate_size, dtype=np.float32)
+    size = config.num_layers * (config.intermediate_size + 2 * config.hidden_size)
+    reach = np.linspace(1, 9, size, dtype=np.float32)
     reach = reach.reshape(config.num_layers, -1) if observed else None
     adapter = Adapter(lora.write_adapter(name, tmp_path / name), checkpoint)
     base, adapted = tmp_path / "base", tmp_path / "adapted"
     base.mkdir()
     adapted.mkdir()
-    build_decoder(SmoothedCheckpoint(checkpoint, reach), SmoothFp32(), base)
-    build_adapters(base, checkpoint, [adapter], SmoothFp32(), reach, adapted)
+    form = SmoothFp32(rotated=rotated)
+    build_decoder(SmoothedCheckpoint(checkpoint, reach, rotated=rotated), form, base)
+    build_adapters(base, checkpoint, [adapter], form, reach, adapted)
     runner = OnnxRunner(adapted, config, num_slots=3, context=64, threads=1, invariant=True)
     for slot, (prompt, expected) in enumerate(zip(lora.prompts(lora.CASES[name]), reference(name), strict=True)):
         logits = runner.step([Row(slot, prompt, 0, Want.ALL, adapter=1)])

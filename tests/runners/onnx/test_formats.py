@@ -120,7 +120,7 @@ def test_int4_blocks_are_near_the_weights(tmp_path, rng, columns):
     assert (restored[0, :32] == 0).all()
     assert np.square(restored - weight).sum() < 0.9 * np.square(symmetric_4_bit(weight) - weight).sum()
     rows = np.eye(columns, dtype=np.float32)[:16]
-    np.testing.assert_allclose(layer(tmp_path, Blockwise(), weight, rows), restored[:, :16].T, atol=1e-4)
+    np.testing.assert_allclose(layer(tmp_path, Blockwise(block=32), weight, rows), restored[:, :16].T, atol=1e-4)
 
 
 def test_the_vocabulary_projection_of_int4_has_8_bits(tmp_path, rng):

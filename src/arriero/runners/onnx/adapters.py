@@ -78,7 +78,9 @@ def build_adapters(
 
     `reach` is what the base was smoothed with, if its format is smooth.
     """
-    sources = [SmoothedAdapter(adapter, reach) if weights.smooth else adapter for adapter in adapters]
+    sources = [
+        SmoothedAdapter(adapter, reach, rotated=weights.rotated) if weights.smooth else adapter for adapter in adapters
+    ]
     for name in (WEIGHTS_FILE, EMBEDDINGS_FILE):
         _share(base / name, directory / name)
     model = onnx.load(base / MODEL_FILE, load_external_data=False)

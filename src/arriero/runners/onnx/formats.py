@@ -54,6 +54,8 @@ class Format(Protocol):
     """Name of the format and its options: graphs of different variants are different files."""
     smooth: bool
     """True when weights are to be converted to coordinates without outliers first; see `smoothing`."""
+    rotated: bool
+    """True when these coordinates are to be rotated, where a model's can be; else channels are evened out."""
     invariant: bool
     """True when a row's products depend on that row alone, bit for bit."""
 
@@ -125,6 +127,7 @@ class Fp32(_FloatRows):
 
     variant = "fp32"
     smooth = False
+    rotated = False
     invariant = True
 
     @property
@@ -146,6 +149,7 @@ class Int8:
     """
 
     smooth = True
+    rotated = True
     invariant = True
 
     def __init__(self, *, signed_weights: bool, even: bool = False) -> None:
@@ -215,17 +219,19 @@ class Int8:
 
 
 class Blockwise(_FloatRows):
-    """MatMulNBits: blocks of 32 weights with a scale, activations quantised inside the kernel.
+    """MatMulNBits: blocks of 64 weights with a scale, activations quantised inside the kernel.
 
     The vocabulary projection has 8 bits a weight, as in llama.cpp's 4-bit files: at 4 it costs more quality than
     all else. Fast at one row; a row's result may depend on its batch, so it is never chosen by itself.
     """
 
-    # Its activations have a scale for each block, so outliers cost little, and rotated weights would cost more.
-    smooth = False
+    # Channels that are evened out lose in blocks of 64 little more than others in blocks of 32, of which the scales are a
+    # fifth of what a step reads (docs/adr/0002). Rotated weights lose more: a block of them is as wide as any other.
+    smooth = True
+    rotated = False
     invariant = False
 
-    def __init__(self, *, bits: Literal[4, 8] = 4, block: int = 32) -> None:
+    def __init__(self, *, bits: Literal[4, 8] = 4, block: int = 64) -> None:
         self.variant = f"int{bits}-{block}"
         self.bits = bits
         self.block = block

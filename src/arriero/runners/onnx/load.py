@@ -84,13 +84,13 @@ def _convert(
 ) -> None:
     source = checkpoint
     if form.smooth:
-        source = smoothed = SmoothedCheckpoint(checkpoint)
+        source = smoothed = SmoothedCheckpoint(checkpoint, rotated=form.rotated)
         if calibration:
             with tempfile.TemporaryDirectory(dir=directory) as observed:
                 build_decoder(smoothed, form, Path(observed), observed=True)
                 reach = smoothed.original_reach(observe(Path(observed), smoothed.config, calibration))
             np.save(directory / _REACH_FILE, reach)
-            source = SmoothedCheckpoint(checkpoint, reach)
+            source = SmoothedCheckpoint(checkpoint, reach, rotated=form.rotated)
     build_decoder(source, form, directory, progress)
 
 

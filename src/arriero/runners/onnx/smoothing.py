@@ -44,12 +44,17 @@ class SmoothedCheckpoint:
     embeddings and head are untied.
     """
 
-    def __init__(self, original: Checkpoint, reach: Sequence[NDArray[np.float32]] | None = None) -> None:
-        """`reach[N]`, float32 [intermediate + 2 * hidden], is how far the channels of layer N reach, if observed."""
+    def __init__(
+        self, original: Checkpoint, reach: Sequence[NDArray[np.float32]] | None = None, *, rotated: bool = True
+    ) -> None:
+        """`reach[N]`, float32 [intermediate + 2 * hidden], is how far the channels of layer N reach, if observed.
+
+        Not `rotated`, every stream keeps its coordinates, as those do that cannot be rotated.
+        """
         self._original = original
         self._reach = reach
         self._known_factors: dict[str, NDArray[np.float32]] = {}
-        self._rotates = rotates(original.config)
+        self._rotates = rotated and rotates(original.config)
         self.identity = original.identity
 
     @cached_property
@@ -167,8 +172,8 @@ class SmoothedCheckpoint:
 class SmoothedAdapter(SmoothedCheckpoint):
     """An adapter in the coordinates that its base has when it is smoothed with the same `reach`."""
 
-    def __init__(self, original: Adapter, reach: Sequence[NDArray[np.float32]] | None) -> None:
-        super().__init__(original, reach)
+    def __init__(self, original: Adapter, reach: Sequence[NDArray[np.float32]] | None, *, rotated: bool = True) -> None:
+        super().__init__(original, reach, rotated=rotated)
         self._adapter = original
 
     def delta(self, module: str) -> Delta | None:
