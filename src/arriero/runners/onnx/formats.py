@@ -225,8 +225,8 @@ class Blockwise(_FloatRows):
     all else. Fast at one row; a row's result may depend on its batch, so it is never chosen by itself.
     """
 
-    # Channels that are evened out lose in blocks of 64 little more than others in blocks of 32, of which the scales are a
-    # fifth of what a step reads (docs/adr/0002). Rotated weights lose more: a block of them is as wide as any other.
+    # Channels that are evened out lose in blocks of 64 little more than others in blocks of 32, of which the scales are
+    # a fifth of what a step reads (docs/adr/0002). Rotated weights lose more: each block is as wide as any other.
     smooth = True
     rotated = False
     invariant = False
