@@ -3,8 +3,8 @@
     python benchmarks/all.py [--only compare,start,...] [--short] [--output DIRECTORY]
 
 About 20 minutes on two cores, once the models are there. `--short` takes one repetition of each, `compare` with 1 and
-16 clients alone, `real-size` with one: about 8 minutes. Every script runs by itself as well; `real_size.py` then has 16
-layers instead of the 4 here. Ends with a list of all ratios.
+16 clients alone, `real-size` with one: about 8 minutes. LiteLLM's proxy takes part where `litellm` is on the path.
+Every script runs by itself as well; `real_size.py` then has 16 layers instead of the 4 here. Ends with all ratios.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ SCRIPTS = {
     "intruder": (["scenarios.py", "intruder"], 3, []),
     "start": (["resources.py", "start"], 5, []),
     "memory": (["resources.py", "memory"], 1, []),
+    "api": (["api_layer.py"], 3, []),
     "real-size": (["real_size.py", "--layers", "4", "--only", REAL_SIZE], 1, ["--clients", "1"]),
 }
-"""By the name of the file that each writes: its command line, its repetitions, and what makes it shorter."""
+"""Command line, repetitions, and what makes it shorter."""
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     names = given.only.split(",")
     if unknown := set(names) - SCRIPTS.keys():
         arguments.error(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
-    failed, started = [], time.monotonic()
+    failed, started, began = [], time.monotonic(), time.time()
     for name in names:
         (script, *scenario), repetitions, shorter = SCRIPTS[name]
         command = [sys.executable, str(Path(__file__).with_name(script)), *scenario, "--output", str(given.output)]
@@ -51,10 +52,9 @@ def main() -> None:
             failed.append(name)
         print(f"[{name}: {time.monotonic() - started:.0f} s since the start]", flush=True)
     print("\nAll ratios:\n")
-    for name in names:
-        if name not in failed:
-            found = json.loads((given.output / f"{name}.json").read_text())
-            print("\n".join(f"- {Verdict(**each)}" for each in found["verdicts"]))
+    for file in sorted(given.output.glob("*.json"), key=lambda file: file.stat().st_mtime):
+        if file.stat().st_mtime > began:
+            print("\n".join(f"- {Verdict(**each)}" for each in json.loads(file.read_text())["verdicts"]))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
