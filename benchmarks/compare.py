@@ -1,7 +1,7 @@
 """Arriero and llama.cpp on the same work, in one run, taking turns.
 
     python benchmarks/compare.py [--clients 1,4,16,48] [--repetitions 2] [--only NAMES] [--output DIRECTORY]
-    python benchmarks/compare.py --peers     beside OpenVINO GenAI (without HTTP) and vLLM for CPU too
+    python benchmarks/compare.py --peers     beside OpenVINO GenAI too, without HTTP
     python benchmarks/compare.py --tune      llama.cpp's flags against each other, at 16 clients
 
 Closed loop: every client sends its next request when its last one is answered, two requests a client and at
@@ -28,7 +28,6 @@ from contestants import FLASH, Contestant, line_up, llama, put, standing
 from figures import Figures, Verdict, best, chosen, parser
 from machine import quietly
 from openvino_genai_peer import openvino
-from vllm_peer import vllm
 
 NUM_TOKENS = 64
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -42,8 +41,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "no polling": {**FLASH, "cpuparams.poll": 0, "cpuparams_batch.poll": 0},
     "one thread": {**FLASH, "cpuparams.n_threads": 1, "cpuparams_batch.n_threads": 1},
 }
-PEERS = {"OpenVINO GenAI (no HTTP)": openvino, "vLLM for CPU": vllm}
-"""They are installed when they are asked for."""
 GOALS = {
     "Arriero int8": {1: (1.1, 0.85), 4: (1.8, 1.4), 16: (2.5, 1.9), 48: (3.0, 1.9)},
     "Arriero int4": {1: (1.4, 1.25)},
@@ -146,7 +143,7 @@ def main() -> None:
     arguments = parser(__doc__, repetitions=2)
     arguments.add_argument("--clients", default="1,4,16,48", help="numbers of clients, with commas")
     arguments.add_argument("--tune", action="store_true", help="compare llama.cpp's flags at 16 clients")
-    arguments.add_argument("--peers", action="store_true", help="OpenVINO GenAI and vLLM too")
+    arguments.add_argument("--peers", action="store_true", help="OpenVINO GenAI too, which is installed for it")
     given = arguments.parse_args()
     cache = config.load({}).cache
     source = resolve(None, cache).path
@@ -156,7 +153,7 @@ def main() -> None:
     else:
         levels, all_ = [int(part) for part in given.clients.split(",")], line_up()
         if given.peers:
-            all_ += [make(source, cache) for name, make in PEERS.items() if given.only is None or name in given.only]
+            all_.append(openvino(source, cache))
     contestants = chosen(all_, given.only)
     for each in contestants:
         print(f"{each.name}: {each.shown_flags(levels[-1])}")
