@@ -3,7 +3,7 @@
 
 BIN ?= .venv/bin
 
-.PHONY: test lint types imports reference clients proof benchmarks ci settings parameters models
+.PHONY: test lint types imports reference clients proof abuse benchmarks ci settings parameters models
 
 test:  ## The tests that need nothing but the test extra.
 	$(BIN)/pytest
@@ -27,6 +27,10 @@ clients:  ## Other clients of the API, each in an environment of its own: needs 
 proof:  ## Same answers as transformers and alone as in a crowd, and the price of each weight format in perplexity.
 	PROOF=1 $(BIN)/pytest tests/fidelity tests/runners tests/reference_live
 	$(BIN)/python benchmarks/quality.py
+
+abuse:  ## What the API's description allows and more, and 500 clients of every kind at once: pip install -e '.[proof]'
+	$(BIN)/pytest tests/proof
+	$(BIN)/python benchmarks/soak.py
 
 benchmarks:  ## The figures of speed in benchmarks/RESULTS.md, with plots, beside llama.cpp; ONLY=compare,start for some.
 	$(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY))

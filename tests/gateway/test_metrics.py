@@ -13,7 +13,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 
 
 def metrics(*models: ModelState) -> Metrics:
-    return Metrics(lambda: ServerState(ready=True, num_running=2, lag=0.25, models=models))
+    return Metrics(lambda: ServerState(ready=True, num_running=2, lag=0.25, num_tasks=3, models=models))
 
 
 def exchange(seconds: float = 4.0, *, status: int = 200, first: float | None = None, **meter: Any) -> Exchange:
@@ -77,6 +77,7 @@ def test_how_the_server_and_its_engines_are() -> None:
     assert samples["arriero_ready", ()] == 1
     assert samples["arriero_requests_running", ()] == 2
     assert samples["arriero_event_loop_lag_seconds", ()] == 0.25
+    assert samples["arriero_event_loop_tasks", ()] == 3
     assert samples["arriero_model_state", ("a", "ready")] == 1
     assert samples["arriero_model_state", ("a", "failed")] == 0
     assert samples["arriero_model_state", ("b", "failed")] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from arriero.config import Settings
 from arriero.errors import EngineDied
 from arriero.gateway.access import log_access
@@ -68,6 +70,7 @@ class Front:
             ready=self._gate.ready,
             num_running=self._entrance.num_running,
             lag=self._pulse.lag,
+            num_tasks=len(asyncio.all_tasks()),
             models=self._models(),
         )
 

@@ -21,8 +21,9 @@ def set_up(level: str, form: Literal["text", "json"] = "text") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    least = logging.getLevelNamesMapping()[level.upper()]
     for name in ("uvicorn", "asyncio", "httpx2"):
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else max(least, logging.WARNING))
 
 
 class TextLines(logging.Formatter):

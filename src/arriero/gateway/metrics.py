@@ -103,6 +103,8 @@ class ServerState:
     """Requests that are being answered."""
     lag: float
     """Seconds by which the event loop is late."""
+    num_tasks: int
+    """Of the event loop."""
     models: Iterable[ModelState]
 
 
@@ -202,6 +204,7 @@ def _server(server: ServerState) -> Iterator[Metric]:
     yield GaugeMetricFamily("arriero_ready", "Whether new requests are taken.", value=float(server.ready))
     yield GaugeMetricFamily("arriero_requests_running", "Requests that are being answered.", value=server.num_running)
     yield GaugeMetricFamily("arriero_event_loop_lag_seconds", "By how much the event loop is late.", value=server.lag)
+    yield GaugeMetricFamily("arriero_event_loop_tasks", "Tasks of the event loop.", value=server.num_tasks)
     build = GaugeMetricFamily("arriero_build_info", "1; the version is the label.", labels=["version"])
     build.add_metric([__version__], 1)
     yield build
