@@ -1,0 +1,103 @@
+"""The files of deploy/ name only what there is."""
+
+import configparser
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from arriero.config import load
+from arriero.core import EngineStats, Meter
+from arriero.gateway.entrance import Exchange
+from arriero.gateway.metrics import Metrics, ModelState, ServerState
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/arriero.json").read_text())
+
+
+def samples() -> dict[str, set[str]]:
+    """Every sample's name that `/metrics` shows, with its labels, after one request of each kind."""
+    stats = EngineStats()
+    state = ServerState(
+        ready=True, num_running=0, lag=0, num_tasks=1, models=[ModelState(name="a", state="ready", stats=stats)]
+    )
+    metrics = Metrics(lambda: state)
+    meter = Meter(endpoint="/v1/completions", model="a", completion_tokens=2, first_token_at=1.0, error="EngineDied")
+    metrics.count(Exchange("id", {}, meter, 0.0, 2.0, 200, complete=True))
+    families: Iterator[Metric] = text_string_to_metric_families(metrics.render("")[0].decode())
+    found: dict[str, set[str]] = {}
+    for family in families:
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def expressions(value: Any) -> Iterator[str]:
+    """Every query of the dashboard."""
+    if isinstance(value, dict):
+        yield from (each for name in ("expr", "query") if isinstance(each := value.get(name), str))
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from expressions(each)
+
+
+def test_the_dashboard_shows_metrics_that_there_are() -> None:
+    known, used = samples(), set()
+    for expression in expressions(DASHBOARD):
+        for name, labels in re.findall(r"\b((?:arriero|process)_\w+)(?:\{([^}]*)\})?", expression):
+            assert name in known, expression
+            used.add(name)
+            given = set(re.findall(r"(\w+)\s*=", labels)) - {"job", "instance"}
+            assert given <= known[name], expression
+        for by in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(by.split(", ")) <= {"le", "status", "endpoint", "error", "model", "state"}
+    hidden = {
+        each for each in known if each.startswith("arriero") and not each.endswith(("_sum", "_count", "_created"))
+    }
+    assert hidden - used == {"arriero_build_info"}
+
+
+def test_the_dashboard_is_one() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({each["id"] for each in panels}) == len(panels)
+    places = {(x, y) for each in panels for x, y in cells(each["gridPos"])}
+    assert len(places) == sum(each["gridPos"]["w"] * each["gridPos"]["h"] for each in panels), "two panels overlap"
+
+
+def cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
+    for x in range(place["x"], place["x"] + place["w"]):
+        for y in range(place["y"], place["y"] + place["h"]):
+            assert x < 24
+            yield x, y
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "arriero.service"])
+def test_settings_that_are_given_there_are(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    pairs = dict(re.findall(r"\b(ARRIERO_[A-Z_]+)(?:=|: )\"?([^\s\"\\]+)", text))
+    pairs.pop("ARRIERO_CONFIG", None)
+    assert len(pairs) > 1
+    load({}, pairs)
+
+
+def test_the_unit_is_well_formed() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "arriero.service")
+    assert unit.sections() == ["Unit", "Service", "Install"]
+    assert float(unit["Service"]["TimeoutStopSec"]) > load({}, {}).grace
+    assert unit["Service"]["KillMode"] == "mixed"
+
+
+def test_the_image_takes_what_the_package_needs_and_no_more() -> None:
+    wanted = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.M))
+    copied = set(re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M))
+    assert wanted == {name for line in copied for name in line.split()}
+    assert all((ROOT / name).exists() for name in wanted)
