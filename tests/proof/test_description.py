@@ -12,6 +12,7 @@ CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformanc
 
 def test_nothing_that_is_asked_makes_the_server_fail(tmp_path: Path) -> None:
     serve = [sys.executable, "-m", "arriero", "serve", "--engine", "scripted", "--port", "0", "--log-level", "error"]
+    serve += ["--store", str(tmp_path / "arriero.db")]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout

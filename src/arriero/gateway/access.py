@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from arriero.gateway.entrance import Exchange
+from arriero.wire.scope import caller_of
 
 logger = logging.getLogger("arriero.access")
 
@@ -41,6 +42,8 @@ def log_access(exchange: Exchange) -> None:
         fields["first_token_ms"] = round((meter.first_token_at - exchange.began) * 1000, 1)
     if meter.error:
         fields["error"] = meter.error
+    if key := caller_of(scope).id:
+        fields["key"] = key
     if scope.get("client"):
         fields["client"] = scope["client"][0]
     if exchange.body:
