@@ -11,7 +11,7 @@ BEGIN, END = "<!-- settings: `make settings` writes this table -->\n", "<!-- end
 
 def table() -> str:
     rows = ["| Flag | Variable | Default | |", "|---|---|---|---|"]
-    for name, field in config.Settings.model_fields.items():
+    for name, field in config.in_one_word().items():
         default = f"`{config.default(field)}`" if config.default(field) else ""
         options = f" `{'`, `'.join(config.choices(field))}`." if config.choices(field) else ""
         rows.append(f"| `{config.flag(name)}` | `{config.variable(name)}` | {default} | {field.description}{options} |")

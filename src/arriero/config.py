@@ -38,6 +38,10 @@ PORTS = {"openai": 8000, "alpaca": 19_327}
 """Where each profile listens unless told otherwise."""
 
 
+TABLES = frozenset({"models"})
+"""Settings that are tables of the file, and have no flag and no variable."""
+
+
 FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -217,6 +221,28 @@ class Settings(BaseModel):
     script: FilePath | None = _setting("Scripted engine", None, "File of replies; left out: echo the prompt.")
     pace: float = _setting("Scripted engine", 0.0, "Tokens a second of each answer; 0: no limit.", ge=0, le=1_000_000)
 
+    models: tuple[dict[str, Any], ...] = _setting(
+        "Models", (), "Tables `[[models]]` of the file: several models behind one address (docs/many-models.md)."
+    )
+    memory_budget: ByteSize | None = _setting(
+        "Models",
+        None,
+        "Memory that all loaded models may take together, such as 8GiB; past it those that were not used for longest "
+        "are unloaded. Left out: no bound.",
+        ge=1024,
+        le=2**50,
+    )
+    ttl: float = _setting(
+        "Models", 0.0, "Seconds without requests after which a model of [[models]] is unloaded; 0: never.", ge=0, le=1e9
+    )
+    load_wait: float = _setting(
+        "Models",
+        30.0,
+        "Seconds that a request waits for its model to be loaded; past it the answer is 503.",
+        ge=0.01,
+        le=86_400,
+    )
+
     config: FilePath | None = _setting("General", None, "TOML file with any of these settings.")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "General", "info", "Least severe log line to show."
@@ -280,6 +306,11 @@ class Settings(BaseModel):
                 "load_in_8bit": False,
             }
         )
+
+
+def in_one_word() -> dict[str, FieldInfo]:
+    """The settings that have a flag and a variable."""
+    return {name: field for name, field in Settings.model_fields.items() if name not in TABLES}
 
 
 def flag(name: str) -> str:
@@ -366,7 +397,7 @@ def load(flags: Mapping[str, object], environment: Mapping[str, str] = os.enviro
         return Settings(**{name: each.value for name, each in given.items()})
     except ValidationError as error:
         wrong = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
-        raise ConfigError("; ".join(_complaint(name, given[name]) for name in wrong)) from None
+        raise ConfigError("; ".join(complaint(name, given[name].value, given[name].source) for name in wrong)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,12 +406,15 @@ class _Given:
     source: str
 
 
-def _complaint(name: str, given: _Given) -> str:
+def complaint(name: str, value: object, source: str) -> str:
+    """What is wrong with the value that was given for a setting at `source`."""
+    if name in TABLES:
+        return f"{source} is no list of tables: write [[{name}]] before each"
     field = Settings.model_fields[name]
-    hint = suggestion(str(given.value), choices(field))
+    hint = suggestion(str(value), choices(field))
     if name == "api_key":  # a secret, even when it is none
-        return f"{given.source} is not a text of 1 to 256 characters"
-    return f"{given.source} is {given.value!r}, expected {expected(field)}{hint}"
+        return f"{source} is not a text of 1 to 256 characters"
+    return f"{source} is {value!r}, expected {expected(field)}{hint}"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -390,7 +424,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
-    names = {variable(name): name for name in Settings.model_fields}
+    names = {variable(name): name for name in in_one_word()}
     given = {}
     for key, value in environment.items():
         if not key.startswith((PREFIX, LANGPORT.upper())) or not value:

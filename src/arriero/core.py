@@ -289,6 +289,10 @@ class Engine(Protocol):
         """Counts as of now; cheap."""
         ...
 
+    def memory(self) -> int | None:
+        """Bytes of main memory that it alone takes; None where nobody can tell, as beside others. May block."""
+        ...
+
 
 class Constraint(Protocol):
     """Watches over one choice: what it may say next, and when it has said enough.

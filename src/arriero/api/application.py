@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from arriero import __version__
+from arriero.api.admin import admin_routes
 from arriero.api.chat import chat_routes
 from arriero.api.completions import completion_routes
 from arriero.api.documentation import document, documentation_routes
@@ -52,6 +53,7 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
         rerank_routes(pool, delivery),
         token_routes(pool, delivery),
         model_routes(pool),
+        admin_routes(pool),
         health_routes(pool),
     ]
     for router in routers:

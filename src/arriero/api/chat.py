@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
-from arriero.api.generation import Delivery, apart_if_long, find_model, require, respond
+from arriero.api.generation import Delivery, apart_if_long, default_model, find_model, require, respond
 from arriero.api.logprobs import chat_logprobs, prompt_table
 from arriero.api.messages import template_fields
 from arriero.api.parameters import ChatParameters
@@ -29,8 +29,8 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of chat completions, for the models of `pool`."""
     routes = APIRouter(tags=["Chat"])
     profile, limits = delivery.profile, delivery.limits
-    name = pool.list()[0].name
-    defaults = {**profile.chat_defaults, **({"model": name} if profile.alpaca else {})}
+    name = pool.default_name
+    defaults = {**profile.chat_defaults, **default_model(pool, profile)}
 
     documentation = describe_generation(
         ChatParameters,
@@ -46,7 +46,7 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         parameters, ignored = await read_parameters(
             request, ChatParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
         )
-        model = require(find_model(request, pool, parameters.model, profile, ignored), "completion", asked="chat")
+        model = require(await find_model(request, pool, parameters.model, profile, ignored), "completion", asked="chat")
         check(parameters, limits)
         messages = template_fields(parameters.messages)
         generation = generation_request(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
-from arriero.api.generation import Delivery, apart_if_long, find_model, require, respond
+from arriero.api.generation import Delivery, apart_if_long, default_model, find_model, require, respond
 from arriero.api.logprobs import AnswerOffsets, TextLogprobs, prompt_table, prompt_text_logprobs
 from arriero.api.parameters import CompletionParameters
 from arriero.api.profile import Profile
@@ -31,8 +31,8 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of text completions, for the models of `pool`."""
     routes = APIRouter(tags=["Completions"])
     profile, limits = delivery.profile, delivery.limits
-    name = pool.list()[0].name
-    defaults = {**profile.completion_defaults, **({"model": name} if profile.alpaca else {})}
+    name = pool.default_name
+    defaults = {**profile.completion_defaults, **default_model(pool, profile)}
 
     documentation = describe_generation(
         CompletionParameters, Completion, Completion, model=name, prompt="Once upon a time", max_tokens=32
@@ -42,7 +42,7 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
         parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, defaults)
-        model = require(find_model(request, pool, parameters.model, profile, ignored), "completion")
+        model = require(await find_model(request, pool, parameters.model, profile, ignored), "completion")
         check(parameters, limits)
         infill = _infill(model, parameters)
         prompts = _prompts(parameters)

@@ -13,7 +13,7 @@ from arriero.api.body import read_parameters
 from arriero.api.documentation import describe
 from arriero.api.encoding import TextEncoder, answered, normalised
 from arriero.api.encoding_parameters import EmbeddingParameters
-from arriero.api.generation import Delivery, find_model, require
+from arriero.api.generation import Delivery, default_model, find_model, require
 from arriero.api.limits import above
 from arriero.api.profile import Profile
 from arriero.api.request import excluded
@@ -28,15 +28,16 @@ def embedding_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The route of embeddings, for the models of `pool`."""
     routes = APIRouter(tags=["Embeddings"])
     profile = delivery.profile
-    name = pool.list()[0].name
+    name = pool.default_name
+    defaults = default_model(pool, profile, optional=True)
 
     @routes.post(
         "/v1/embeddings", **describe(EmbeddingParameters, Embeddings, model=name, input=["A mule.", "A llama."])
     )
     async def create_embeddings(request: Request) -> Response:
         """Turn texts into vectors that tell how near their meanings are."""
-        parameters, ignored = await read_parameters(request, EmbeddingParameters, delivery.body_limit, {"model": name})
-        model = require(find_model(request, pool, parameters.model, profile, ignored), "embedding")
+        parameters, ignored = await read_parameters(request, EmbeddingParameters, delivery.body_limit, defaults)
+        model = require(await find_model(request, pool, parameters.model, profile, ignored), "embedding")
         if parameters.dimensions is not None and parameters.dimensions > model.vectors.width:
             raise above("dimensions", model.vectors.width)
         texts, tokens = _inputs(parameters)

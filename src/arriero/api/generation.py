@@ -56,24 +56,41 @@ class Delivery:
     """Seconds between signs of life while a stream has nothing to say."""
 
 
-def find_model(request: Request, pool: Pool, name: str, profile: Profile, ignored: list[str]) -> ServedModel:
-    """The model of that name; in the Alpaca profile any name will do, and is reported when it is not the model's.
+async def find_model(request: Request, pool: Pool, name: str, profile: Profile, ignored: list[str]) -> ServedModel:
+    """The model of that name, loaded if it is not, which may take a while.
 
-    Raises `UnknownModel` also where the caller may not use it.
+    In the Alpaca profile any name will do, and is reported when it is not the model's. Raises `UnknownModel` also where
+    the caller may not use it, and otherwise as `Pool.get`.
     """
     try:
-        model = pool.get(name)
+        own = pool.name_of(name)
     except UnknownModel:
         if not profile.alpaca:
             raise
         ignored.append("model")
-        model = pool.list()[0]
-        name = model.name
-    caller = caller_of(request.scope)
-    if not (caller.may_use(model.name) or caller.may_use(name)):
+        own = pool.default_name
+    if not may_use(request, own, name):
         raise UnknownModel(name)
+    model = await pool.get(own)
     meter_of(request.scope).model = model.name
     return model
+
+
+def may_use(request: Request, own: str, name: str) -> bool:
+    """Whether the caller may use a model by its own name, or by the one that it asks for."""
+    caller = caller_of(request.scope)
+    return caller.may_use(own) or caller.may_use(name)
+
+
+def default_model(pool: Pool, profile: Profile, *, optional: bool = False) -> dict[str, str]:
+    """What `model` is where a request leaves it out, if it may.
+
+    It may where there is a default, and Alpaca's clients always may. At endpoints where others let it be `optional` it
+    may where there is one model only.
+    """
+    anyhow = profile.alpaca or (optional and len(pool.entries) == 1)
+    name = pool.default or (pool.default_name if anyhow else "")
+    return {"model": name} if name else {}
 
 
 def require(model: ServedModel, task: Task, asked: Task | None = None) -> ServedModel:

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request
 
 from arriero.api.documentation import ERRORS
 from arriero.api.encoding_parameters import ENDPOINTS, encoding_table
+from arriero.api.generation import may_use
 from arriero.api.parameters import Parameter, table
 from arriero.api.request import NOT_FOR_ENCODER_DECODERS
-from arriero.api.schemas import Model, ModelList
+from arriero.api.schemas import Model, ModelList, UnseenModel
 from arriero.errors import UnknownModel
-from arriero.pool import Pool, ServedModel
+from arriero.pool import Entry, Pool, ServedModel
 from arriero.text.infill import infill_of
-from arriero.wire.scope import caller_of
 
 OWNER = "arriero"
 _ENDPOINTS = {"chat/completions": "chat", "completions": "completion"}
@@ -29,19 +29,39 @@ def model_routes(pool: Pool) -> APIRouter:
     @routes.get("/v1/models", response_model=ModelList)
     async def list_models(request: Request) -> dict[str, Any]:
         """List the models that the caller may use."""
-        caller = caller_of(request.scope)
-        return {"object": "list", "data": [_describe(model) for model in pool.list() if caller.may_use(model.name)]}
+        own = {name: _tell(entry, name, known) for entry in pool.entries for name, known in entry.listed()}
+        aliases = [own[name] | {"id": alias, "parent": name} for alias, name in pool.aliases()]
+        data = [*own.values(), *aliases]
+        return {
+            "object": "list",
+            "data": [each for each in data if may_use(request, pool.name_of(each["id"]), each["id"])],
+        }
 
-    @routes.get("/v1/models/{model:path}", response_model=Model, responses={"4XX": ERRORS[404]})
+    @routes.get("/v1/models/{model:path}", response_model=Model | UnseenModel, responses={"4XX": ERRORS[404]})
     async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
         """Tell about one model; its id may contain slashes."""
-        found = pool.get(model)
-        caller = caller_of(request.scope)
-        if not (caller.may_use(found.name) or caller.may_use(model)):
+        entry, own = pool.entry(model), pool.name_of(model)
+        if not may_use(request, own, model):
             raise UnknownModel(model)
-        return _describe(found)
+        found = next(_tell(entry, own, known) for name, known in entry.listed() if name == own)
+        return found if model == own else found | {"id": model, "parent": own}
 
     return routes
+
+
+def _tell(entry: Entry, name: str, known: ServedModel | None) -> dict[str, Any]:
+    """What is known of a model; before it was ever loaded that is not much."""
+    if known:
+        return _describe(known) | {"state": entry.state}
+    parent = None if name == entry.name else entry.name
+    return {
+        "id": name,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": OWNER,
+        "parent": parent,
+        "state": entry.state,
+    }
 
 
 def _describe(model: ServedModel) -> dict[str, Any]:

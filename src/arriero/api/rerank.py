@@ -16,7 +16,7 @@ from arriero.api.body import read_parameters
 from arriero.api.documentation import describe
 from arriero.api.encoding import TextEncoder, Vectors, answered, normalised
 from arriero.api.encoding_parameters import RerankParameters, ScoreParameters
-from arriero.api.generation import Delivery, find_model, require
+from arriero.api.generation import Delivery, default_model, find_model, require
 from arriero.api.schemas import Reranking, Scores
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
@@ -27,8 +27,8 @@ def rerank_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The routes that compare texts, for the models of `pool`."""
     routes = APIRouter(tags=["Reranking"])
     profile = delivery.profile
-    name = pool.list()[0].name
-    defaults = {"model": name}
+    name = pool.default_name
+    defaults = default_model(pool, profile, optional=True)
 
     @routes.post(
         "/v1/rerank",
@@ -37,14 +37,14 @@ def rerank_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def rerank(request: Request) -> Response:
         """Sort documents by their relevance to a query."""
         parameters, ignored = await read_parameters(request, RerankParameters, delivery.body_limit, defaults)
-        model = require(find_model(request, pool, parameters.model, profile, ignored), "rerank")
+        model = require(await find_model(request, pool, parameters.model, profile, ignored), "rerank")
         return await answered(request, ignored, _rerank(request, model, parameters))
 
     @routes.post("/v1/score", **describe(ScoreParameters, Scores, model=name, text_1="A mule.", text_2=["A llama."]))
     async def score(request: Request) -> Response:
         """Tell how near texts are to each other, pair by pair."""
         parameters, ignored = await read_parameters(request, ScoreParameters, delivery.body_limit, defaults)
-        model = require(find_model(request, pool, parameters.model, profile, ignored), "score")
+        model = require(await find_model(request, pool, parameters.model, profile, ignored), "score")
         return await answered(request, ignored, _score(request, model, parameters))
 
     return routes

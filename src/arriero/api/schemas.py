@@ -163,6 +163,9 @@ class Completion(BaseModel):
     system_fingerprint: str
 
 
+ModelState = Literal["unloaded", "loading", "ready", "restarting", "unloading", "failed"]
+
+
 class Model(BaseModel):
     """A model that this server answers for."""
 
@@ -170,7 +173,8 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int = Field(description="Seconds since the epoch.")
     owned_by: str
-    parent: str | None = Field(description="The base model, of an adapter that is served beside it.")
+    parent: str | None = Field(description="The base model of an adapter, or the model that an alias stands for.")
+    state: ModelState
     context_length: int = Field(
         description="Tokens of a prompt and its answer together; of an encoder-decoder, its answer's."
     )
@@ -179,11 +183,40 @@ class Model(BaseModel):
     card: dict[str, str | int | bool] = Field(description="What is particular to this server's copy of the model.")
 
 
+class UnseenModel(BaseModel):
+    """A model that was not loaded yet since the server was started."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="When the server was started, in seconds since the epoch.")
+    owned_by: str
+    parent: str | None = Field(description="The base model of an adapter, or the model that an alias stands for.")
+    state: ModelState
+
+
 class ModelList(BaseModel):
     """All models."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[Model | UnseenModel]
+
+
+class Residence(BaseModel):
+    """Whether a model is in memory."""
+
+    id: str
+    state: ModelState
+    bytes: int = Field(description="What it takes, or took, or is thought to take; 0: not known.")
+    idle_seconds: float | None = Field(description="Since somebody asked for it; null: nobody has.")
+    ttl: float = Field(description="Seconds without requests after which it is unloaded; 0: never.")
+    error: str | None = Field(description="Why it could not be loaded.")
+
+
+class ResidenceList(BaseModel):
+    """All models that this server computes itself."""
+
+    object: Literal["list"]
+    data: list[Residence]
 
 
 class EncodingUsage(BaseModel):

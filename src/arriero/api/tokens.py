@@ -10,7 +10,7 @@ from pydantic import Field
 from arriero.api.body import read_parameters
 from arriero.api.chat import encode_chat
 from arriero.api.documentation import describe
-from arriero.api.generation import Delivery, apart_if_long, find_model
+from arriero.api.generation import Delivery, apart_if_long, default_model, find_model
 from arriero.api.messages import Message, template_fields
 from arriero.api.objects import JSONObject
 from arriero.api.parameters import TokenIds
@@ -49,8 +49,8 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     """The routes between text and tokens, for the models of `pool`."""
     routes = APIRouter(tags=["Tokens"])
     profile = delivery.profile
-    name = pool.list()[0].name
-    defaults = {"model": name} if profile.alpaca else {}
+    name = pool.default_name
+    defaults = default_model(pool, profile)
 
     @routes.post("/tokenize", **describe(TokenizeParameters, Tokenized, model=name, prompt="Once upon a time"))
     async def tokenize(request: Request) -> Response:
@@ -58,7 +58,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         parameters, ignored = await read_parameters(
             request, TokenizeParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
         )
-        model = find_model(request, pool, parameters.model, profile, ignored)
+        model = await find_model(request, pool, parameters.model, profile, ignored)
         tokens = await _tokens(model, parameters)
         texts = [_read(model, token) for token in tokens] if parameters.return_token_strs else None
         answer = Tokenized(count=len(tokens), max_model_len=model.engine.context, tokens=tokens, token_strs=texts)
@@ -68,7 +68,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """Tell the text of tokens."""
         parameters, ignored = await read_parameters(request, DetokenizeParameters, delivery.body_limit, defaults)
-        model = find_model(request, pool, parameters.model, profile, ignored)
+        model = await find_model(request, pool, parameters.model, profile, ignored)
         known_ids("tokens", parameters.tokens, model.tokenizer)
         text = await apart_if_long(
             len(parameters.tokens), lambda: model.tokenizer.decode(parameters.tokens, skip_special_tokens=False)

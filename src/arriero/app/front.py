@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from arriero.config import Settings
+from arriero.core import EngineStats
 from arriero.errors import EngineDied
 from arriero.gateway.access import log_access
 from arriero.gateway.door import Door
@@ -15,7 +16,7 @@ from arriero.gateway.metrics import Metrics, ModelState, ServerState
 from arriero.gateway.pulse import Progress, Pulse
 from arriero.gateway.routes import MetricsRoute, at_root
 from arriero.gateway.usage import UsageRoute
-from arriero.pool import Pool, ServedModel
+from arriero.pool import Entry, Pool
 from arriero.store.ledger import Ledger
 from arriero.wire.headers import Application
 
@@ -63,7 +64,7 @@ class Front:
         self._pulse.stop()
 
     def _models(self) -> list[ModelState]:
-        return [_state(each) for each in self._pool.list() if each.parent is None]
+        return [_state(each) for each in self._pool.entries]
 
     def _state(self) -> ServerState:
         return ServerState(
@@ -76,20 +77,21 @@ class Front:
 
     def _fault(self) -> str | None:
         models = self._models()
-        if any(each.state == "failed" for each in models):
+        if any(each.is_fixed and each.state == "failed" for each in self._pool.entries):  # others are loaded again
             return "an engine failed"
         if self._progress.stalled(models):
             return "an engine has work and makes no progress"
         return "the event loop is too slow" if self._pulse.is_late else None
 
 
-def _state(model: ServedModel) -> ModelState:
+def _state(entry: Entry) -> ModelState:
     """How a model is; its adapters are part of it."""
+    state = {"restarting": "loading", "unloading": "unloaded"}.get(entry.state, entry.state)
     try:
-        stats = model.engine.stats()
+        stats = entry.model.engine.stats() if entry.model else EngineStats()
     except EngineDied:
-        return ModelState(name=model.name, state="failed")
-    return ModelState(name=model.name, state="ready" if model.engine.state == "ready" else "loading", stats=stats)
+        return ModelState(name=entry.name, state="failed")
+    return ModelState(name=entry.name, state=state, stats=stats)
 
 
 def _sharing(origins: str | None, app: Application) -> Application:

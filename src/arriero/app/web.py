@@ -21,12 +21,12 @@ def create_app(
     `ledger` and `closed` as for `Front`; without a ledger nobody has a key but that of the settings.
     """
     front = Front(settings, ledger or Ledger(None), closed=closed)
-    open_api(front, settings, model)
+    open_api(front, settings, Pool([model]))
     return front.application
 
 
-def open_api(front: Front, settings: Settings, model: ServedModel) -> None:
-    """Let requests in that `model` and its variants answer."""
+def open_api(front: Front, settings: Settings, pool: Pool) -> None:
+    """Let requests in that the models of `pool` answer."""
     limits = Limits(
         max_prompt=settings.completion_max_prompt,
         max_tokens=settings.completion_max_tokens,
@@ -34,5 +34,4 @@ def open_api(front: Front, settings: Settings, model: ServedModel) -> None:
         max_logprobs=settings.completion_max_logprobs,
     )
     delivery = Delivery(profile=PROFILES[settings.profile], limits=limits, body_limit=settings.body_limit)
-    pool = Pool([model])
     front.open(pool, application(pool, delivery=delivery))

@@ -21,7 +21,7 @@ from arriero.errors import ConfigError
 if TYPE_CHECKING:
     import socket
 
-    from arriero.pool import ServedModel
+    from arriero.pool import Pool
     from arriero.store.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ def _serve(settings: config.Settings, listener: socket.socket, ledger: Ledger, *
 
 async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledger, *, closed: bool) -> None:
     """Listen, and load meanwhile; ends when the server does, or when the model cannot be loaded."""
-    from arriero.app.child import open_model
+    from arriero.app.pooling import open_pool
     from arriero.cli.progress import Bars
 
     with Bars() as bars:
-        opening = asyncio.create_task(open_model(settings, on_download=bars.download, on_convert=bars.convert))
+        opening = asyncio.create_task(open_pool(settings, on_download=bars.download, on_convert=bars.convert))
         await asyncio.sleep(0)  # The model is loaded in another process: all else that takes long is done meanwhile.
         from arriero.app.front import Front
         from arriero.cli import server
@@ -125,22 +125,24 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
         opening.result()  # raises what went wrong
 
 
-async def _close(opening: asyncio.Task[ServedModel]) -> None:
-    """Close the model's engine, if it has come to that."""
+async def _close(opening: asyncio.Task[Pool]) -> None:
+    """Close the models, if it has come to that."""
     if opening.done() and not opening.cancelled() and not opening.exception():
-        await opening.result().engine.close()
+        await opening.result().close()
 
 
-def _announce(model: ServedModel, settings: config.Settings, url: str, *, keyed: bool) -> None:
+def _announce(pool: Pool, settings: config.Settings, url: str, *, keyed: bool) -> None:
     """Tell where the server is, and a command that shows that it works."""
-    if model.template is None:
-        path, body = "completions", {"model": model.card.name, "prompt": "Once upon a time", "max_tokens": 32}
+    name = pool.default_name
+    model = next((each for each in pool.list() if each.name == name), None)
+    if model and model.template is None:
+        path, body = "completions", {"model": name, "prompt": "Once upon a time", "max_tokens": 32}
     else:
         path = "chat/completions"
-        body = {"model": model.card.name, "messages": [{"role": "user", "content": "Tell me a joke."}]}
+        body = {"model": name, "messages": [{"role": "user", "content": "Tell me a joke."}]}
     through = f"--unix-socket {shlex.quote(str(settings.unix_socket))} " if settings.unix_socket else ""
     where = f" through {settings.unix_socket}" if settings.unix_socket else ""
-    print(f"Serving {model.card.name} at {url}/v1{where} (documentation at {url}/docs)")
+    print(f"Serving {', '.join(entry.name for entry in pool.entries)} at {url}/v1{where} (documentation at {url}/docs)")
     headers = "-H 'Content-Type: application/json'"
     if keyed:
         headers += ' -H "Authorization: Bearer $ARRIERO_API_KEY"'

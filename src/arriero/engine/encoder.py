@@ -97,6 +97,9 @@ class EncodingEngine:
         """Counts as of now; raises `EngineDied` when the engine failed."""
         return self._thread.stats()
 
+    def memory(self) -> None:
+        """None: it shares the memory of this process."""
+
     def _open(self) -> _Encoding:
         encoder = self._encoder_factory()
         self._context = encoder.info.context

@@ -172,6 +172,9 @@ class LocalEngine:
         """Counts as of now; raises `EngineDied` when the engine failed."""
         return self._thread.stats()
 
+    def memory(self) -> None:
+        """None: it shares the memory of this process."""
+
     def _open(self) -> _Generation:
         runner = self._runner_factory()
         info = runner.info

@@ -1,13 +1,12 @@
-"""Which model answers to a name."""
+"""A model that answers: everything that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from arriero.core import Engine
-from arriero.errors import UnknownModel
 from arriero.models.card import ModelCard
 from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.text.chat import ChatTemplate
@@ -72,21 +71,3 @@ class ServedModel:
     def name(self) -> str:
         """The id that the API shows and requests name."""
         return self.card.name
-
-
-class Pool:
-    """The models that this server has, with their variants."""
-
-    def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._models = {each.name: each for model in models for each in (model, *model.variants)}
-
-    def get(self, name: str) -> ServedModel:
-        """The model of that name; raises `UnknownModel`."""
-        try:
-            return self._models[name]
-        except KeyError:
-            raise UnknownModel(name) from None
-
-    def list(self) -> list[ServedModel]:
-        """All models."""
-        return list(self._models.values())
