@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Iterable
+from contextvars import Context
 from typing import Any
 
 from arriero.errors import ConfigError, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
@@ -186,7 +187,8 @@ class Pool:
 
     def _move(self, entry: Entry, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have it come or go, in a task of its own: those who wait for that may leave."""
-        move = asyncio.create_task(work)
+        # In a context of its own: what is logged later, restarts too, is about no request.
+        move = asyncio.create_task(work, context=Context())
         self._moves[entry] = move
 
         def end(task: asyncio.Task[None]) -> None:
