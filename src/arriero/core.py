@@ -331,6 +331,9 @@ class Row:
     want: Want = Want.LAST
     adapter: int = 0
     """Constant while a slot is in use."""
+    guessed: bool = False
+    """Whether all tokens but the first are guesses, at most `RunnerInfo.num_guesses`: each is computed bit for bit as if
+    it had come in a step of its own. Logits of all of them are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +362,8 @@ class RunnerInfo:
     """Tokens that the base and each adapter know, where they differ; `vocab_size` is then the largest."""
     source_context: int = 0
     """Tokens that an encoder-decoder's input may have; 0: a decoder, which has no `encode`."""
+    num_guesses: int = 0
+    """Further tokens that a row may have as guesses. Its slot needs room for all of them, also where it has fewer."""
     decoder_start: tuple[int, ...] = ()
     """The tokens with which every answer of an encoder-decoder begins, before the first sampled one."""
 

@@ -42,9 +42,15 @@ def open_runner(conversions: Path) -> Iterator[Callable[..., Runner]]:
     """Make a runner of a checkpoint; closed when the module's tests are over."""
     runners: list[Runner] = []
 
-    def make(checkpoint: Checkpoint, weights: str, slots: int, context: int) -> Runner:
+    def make(checkpoint: Checkpoint, weights: str, slots: int, context: int, guesses: int = 0) -> Runner:
         runner = load_runner(
-            checkpoint, weights=weights, slots=slots, context=context, threads=THREADS, cache=conversions
+            checkpoint,
+            weights=weights,
+            slots=slots,
+            context=context,
+            threads=THREADS,
+            cache=conversions,
+            guesses=guesses,
         )
         runners.append(runner)
         return runner

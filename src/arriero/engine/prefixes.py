@@ -70,7 +70,7 @@ class Prefixes:
     def add(self, sequence: Sequence) -> list[Sequence]:
         """Keep a sequence that ended; returns those whose slots are then free, itself among them if it is not kept."""
         if self._with_answers and sequence.num_computed_tokens > sequence.num_prompt_tokens and not sequence.search:
-            sequence.count_as_prompt(sequence.num_computed_tokens)
+            sequence.count_as_prompt(min(sequence.num_computed_tokens, len(sequence.tokens)))
         if not LEAST_SHARED <= sequence.num_read_tokens <= self._capacity or sequence.prompt_ids is None:
             return [sequence]
         covered = []

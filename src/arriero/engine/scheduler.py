@@ -54,6 +54,7 @@ from arriero.core import (
 from arriero.engine import limits
 from arriero.engine.beams import Candidate
 from arriero.engine.encodings import Encoded, Encoding, Encodings, take
+from arriero.engine.guesses import count_right
 from arriero.engine.pace import Pace
 from arriero.engine.prefixes import Prefixes
 from arriero.engine.room import Room
@@ -100,6 +101,7 @@ class Scheduler:
         kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk, with_answers=not info.invariant)
         self._room = Room(info.num_slots, token_budget, kept)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
+        self._guessed: list[Sequence] = []  # their slots hold more than what was right
         self._just_ended: list[Sequence] = []  # their slots may be kept, but only for the prompts in them
 
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
@@ -160,13 +162,17 @@ class Scheduler:
         if not self._running and not self._encodings and not self._room.has_frees:
             return None
         step = self._begin()
-        prefilling = []
+        prefilling, speaking = [], []
         for sequence in self._running:
             if sequence.num_computed_tokens < sequence.num_prompt_tokens:
                 if self._room.kept.ready(sequence, self._running):
                     prefilling.append(sequence)
             elif sequence.num_computed_tokens < len(sequence.tokens) and sequence not in self._short:
-                step.add_row(sequence, 1)  # else its place in a beam search has no beam
+                speaking.append(sequence)  # else its place in a beam search has no beam
+        may_guess = len(speaking) == 1 and not prefilling and not self._encodings
+        guesses = speaking[0].guess(self._info) if may_guess else []
+        for sequence in speaking:
+            step.add_row(sequence, 1, guesses)
         self._read(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
         return step
 
@@ -190,13 +196,14 @@ class Scheduler:
         self._pace.work(self._clock() - step.started)
         events: list[tuple[Group, Event]] = []
         for row, sequence in zip(step.rows, step.sequences, strict=True):
-            sequence.num_computed_tokens += len(row.tokens)
+            sequence.num_computed_tokens += 1 if row.guessed else len(row.tokens)
             if row.position < sequence.num_prompt_tokens and not sequence.finished:
                 self._num_prompt_tokens += len(sequence.inputs) or len(row.tokens)
         for scoring, scores in zip(step.scorings, results.scores, strict=True):
             if not scoring.sequence.finished:
                 self._take_scores(scoring.sequence, scores, events)
-        for place, (sequence, token) in enumerate(zip(step.drawing, results.tokens, strict=True)):
+        drawing = step.drawing[: self._take_guesses(step, results.tokens) + 1] if step.guesses else step.drawing
+        for place, (sequence, token) in enumerate(zip(drawing, results.tokens, strict=not step.guesses)):
             if not sequence.finished:
                 self._take(sequence, token, results.logprobs.get(place), events)
                 if sequence.leader:
@@ -266,8 +273,9 @@ class Scheduler:
     def _begin(self) -> Step:
         """A step with what has to come before its rows."""
         copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
-        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
-        self._copies, self._just_ended = [], []
+        truncations = [(each.slot, each.num_computed_tokens) for each in self._guessed if not each.finished]
+        truncations += [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
+        self._copies, self._guessed, self._just_ended = [], [], []
         return Step(copies, self._room.take_frees(), truncations, started=self._clock())
 
     def _read(self, step: Step, prefilling: list[Sequence], room: int) -> None:
@@ -340,6 +348,16 @@ class Scheduler:
             cached = group.family(sequence.prompt)[0].num_cached_tokens
             events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens, cached, ending)))
             self._release(sequence)
+
+    def _take_guesses(self, step: Step, tokens: list[int]) -> int:
+        """Tell how many guesses were right; what was computed for the others is to be forgotten."""
+        sequence = step.drawing[0]
+        num_right = count_right(step.guesses, tokens)
+        sequence.num_computed_tokens += num_right
+        if sequence.guesses:
+            sequence.guesses.learn(num_right)
+        self._guessed.append(sequence)
+        return num_right
 
     def _take_candidates(self, first: Sequence, candidates: list[Candidate], events: list[tuple[Group, Event]]) -> None:
         """Let a beam search go on: its sequences become what their places have become."""

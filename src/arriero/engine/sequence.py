@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Constraint, GenerationRequest, Logprob
+from arriero.core import Constraint, GenerationRequest, Logprob, RunnerInfo
 from arriero.engine.beams import BeamSearch
+from arriero.engine.guesses import Guesses
 from arriero.engine.processors import Processors, processors_of
 
 
@@ -68,6 +69,8 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Tokens of the prompt that were copied instead of computed."""
+    guesses: Guesses | None = None
+    """What it may say next, where somebody has looked."""
     num_reserved_tokens: int = 0
     """Tokens of the key/value budget that are set aside for it; see `arriero.engine.budget`."""
     finished: bool = False
@@ -86,6 +89,14 @@ class Sequence:
     def num_read_tokens(self) -> int:
         """Prompt tokens that its slot holds."""
         return min(self.num_computed_tokens, self.num_prompt_tokens)
+
+    def guess(self, info: RunnerInfo) -> list[int]:
+        """Tokens that it may say next; none where there is no room for them or they could not be verified by drawing."""
+        most = min(info.num_guesses, self.num_reserved_tokens - self.num_held_tokens)
+        if most <= 0 or self.processors or self.search or len(self.tokens) + info.num_guesses > info.context:
+            return []
+        self.guesses = self.guesses or Guesses()
+        return self.guesses.guess(self.tokens, most)
 
     def count_as_prompt(self, num_tokens: int) -> None:
         """Let the first so many tokens be its prompt, which it has ended and others may begin like."""

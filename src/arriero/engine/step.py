@@ -48,13 +48,21 @@ class Step:
     """Beam searches that go on, each by its first sequence: the row of logits for each place that has a beam."""
     readings: list[Reading] = field(default_factory=list)
     """Further rows, read for their states, in this order."""
+    guesses: list[int] = field(default_factory=list)
+    """What the only sequence that draws may say: it goes on as far as it says that, and then says something else."""
     num_logits: int = 0
     """Rows of logits that the runner will return."""
     started: float = 0.0
     """When it was planned, by the scheduler's clock."""
 
-    def add_row(self, sequence: Sequence, count: int) -> None:
-        """Give a sequence's next `count` tokens to the runner, and say what its logits are for."""
+    def add_row(self, sequence: Sequence, count: int, guesses: list[int] | None = None) -> None:
+        """Give a sequence's next `count` tokens to the runner, and say what its logits are for.
+
+        After its last token `guesses` of what it will say may follow, where it is the only one that draws.
+        """
+        if guesses:
+            self._add_guessed(sequence, guesses)
+            return
         start = sequence.num_computed_tokens
         end = start + count
         want = Want.NOTHING
@@ -74,6 +82,17 @@ class Step:
             self._use_logits(self.num_logits, sequence)
         self.num_logits += 1
 
+    def _add_guessed(self, sequence: Sequence, guesses: list[int]) -> None:
+        """Give a sequence's last token and guesses of the next ones to the runner; every place is drawn for itself."""
+        start, request = sequence.num_computed_tokens, sequence.group.request
+        tokens = [*sequence.tokens[start:], *guesses]
+        self.rows.append(Row(sequence.slot, tokens, start, Want.ALL, request.adapter, guessed=True))
+        self.sequences.append(sequence)
+        self.guesses = guesses
+        for place in range(len(tokens)):
+            self._add_draw(self.num_logits + place, sequence, len(sequence.tokens) + place)
+        self.num_logits += len(tokens)
+
     def add_reading(self, sequence: Sequence, count: int) -> None:
         """Let the runner read a sequence's next `count` tokens, of which no logits are wanted."""
         start = sequence.num_computed_tokens
@@ -87,19 +106,19 @@ class Step:
             first = sequence.group.family(sequence.prompt)[0]
             self.expansions.setdefault(first, {})[sequence.index] = row
             return
-        self._add_draw(row, sequence)
+        self._add_draw(row, sequence, len(sequence.tokens))
         if sequence.num_sampled_tokens == 0:
             for follower in sequence.followers:
-                self._add_draw(row, follower)
+                self._add_draw(row, follower, len(follower.tokens))
 
-    def _add_draw(self, row: int, sequence: Sequence) -> None:
+    def _add_draw(self, row: int, sequence: Sequence, position: int) -> None:
         request = sequence.group.request
         self.draws.append(
             Draw(
                 row,
                 request.sampling,
                 sequence.index,
-                len(sequence.tokens),
+                position,
                 sequence.processors,
                 sequence.tokens,
                 request.logprobs,

@@ -58,6 +58,7 @@ class ScriptedRunner:
         hidden_size: int = 16,
         source_context: int = 0,
         decoder_start: tuple[int, ...] = (),
+        num_guesses: int = 0,
     ) -> None:
         """`pace` is the seconds each step takes, reading a row for its states being a step; after `fail_after` steps
         every further one raises `RuntimeError`. With a `source_context` and a `decoder_start` it is an encoder-decoder,
@@ -72,6 +73,7 @@ class ScriptedRunner:
             hidden_size=0 if source_context else hidden_size,
             source_context=source_context,
             decoder_start=decoder_start,
+            num_guesses=num_guesses,
         )
         self._end_token_id = end_token_id
         self._reply = reply
@@ -97,7 +99,8 @@ class ScriptedRunner:
                 predicted.append(self._next(slot, len(slot.tokens)))
             elif row.want is Want.ALL:
                 for length in range(row.position + 1, len(slot.tokens) + 1):
-                    slot.num_prompt_tokens = None
+                    if not row.guessed:
+                        slot.num_prompt_tokens = None
                     predicted.append(self._next(slot, length))
         logits = np.zeros((len(predicted), self._info.vocab_size), dtype=np.float32)
         logits[np.arange(len(predicted)), predicted] = PEAK
@@ -184,6 +187,10 @@ class ScriptedRunner:
                 raise ValueError(f"slot {row.slot} holds {held} tokens, the row says {row.position}")
             if not row.tokens or held + len(row.tokens) > self._info.context:
                 raise ValueError(f"slot {row.slot}: {len(row.tokens)} tokens after {held} of {self._info.context}")
+            if row.guessed and (len(row.tokens) > 1 + self._info.num_guesses or row.want is not Want.ALL):
+                raise ValueError(f"slot {row.slot}: {len(row.tokens) - 1} guesses of {self._info.num_guesses}")
+            if row.guessed and held + 1 + self._info.num_guesses > self._info.context:
+                raise ValueError(f"slot {row.slot}: no room for guesses after {held} of {self._info.context}")
             if min(row.tokens) < 0 or max(row.tokens) >= self._info.vocab_size:
                 raise ValueError(f"slot {row.slot}: a token outside the vocabulary of {self._info.vocab_size}")
 

@@ -20,6 +20,7 @@ from arriero.runners.onnx.padding import PaddedCheckpoint, is_padded
 from arriero.runners.onnx.probe import products_keep_to_their_rows, signed_weights_are_exact
 from arriero.runners.onnx.runner import OnnxRunner
 from arriero.runners.onnx.smoothing import SmoothedCheckpoint, observe, rotates
+from arriero.runners.onnx.verifier import build_verifier
 
 _REACH_FILE = "reach.npy"
 """float32 [layers, intermediate + 2 * hidden]; see `arriero.runners.onnx.smoothing`."""
@@ -35,6 +36,7 @@ def load_runner(
     cache: Path,
     calibration: Sequence[int] = (),
     adapters: Sequence[Adapter] = (),
+    guesses: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> OnnxRunner:
     """A runner for a checkpoint, from its converted graph in `cache`, which is made at the first call.
@@ -42,7 +44,8 @@ def load_runner(
     `slots` sequences of up to `context` tokens each; `threads` cores compute. `calibration` are the
     tokens of a text that int8 conversion lets the model read, to see which channels reach far; without it they
     are estimated from the weights. Rows may use any of the `adapters`, counted from 1; what was converted of the
-    checkpoint serves with any adapters and with none. `progress(done, total)` is called while converting, with the
+    checkpoint serves with any adapters and with none. Rows may have so many `guesses`, where a row's products depend on
+    that row alone and there are no adapters. `progress(done, total)` is called while converting, with the
     number of layers.
 
     Raises:
@@ -65,6 +68,12 @@ def load_runner(
         directory = converted(
             cache, key, lambda empty: build_adapters(base, checkpoint, adapters, form, _reach(base), empty)
         )
+    verifier = None
+    if guesses:
+        if adapters or not form.invariant:
+            raise UnsupportedModel("Guesses are verified with weights in int8 and fp32, and without adapters.")
+        base, key["guesses"] = directory, str(guesses)
+        verifier = converted(cache, key, lambda empty: build_verifier(base, 1 + guesses, empty))
     return OnnxRunner(
         directory,
         checkpoint.config,
@@ -72,6 +81,8 @@ def load_runner(
         context=context,
         threads=threads,
         invariant=form.invariant and (not adapters or products_keep_to_their_rows()),
+        num_guesses=guesses,
+        verifier=verifier,
     )
 
 

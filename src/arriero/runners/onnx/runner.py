@@ -17,6 +17,7 @@ from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.formats import ZERO_POINT
 from arriero.runners.onnx.session import open_session
+from arriero.runners.onnx.verifier import Verifier
 from arriero.runners.onnx.vocabularies import Vocabularies
 
 _MAX_BINDINGS = 256
@@ -53,8 +54,10 @@ class OnnxRunner:
         context: int,
         threads: int,
         invariant: bool,
+        num_guesses: int = 0,
+        verifier: Path | None = None,
     ) -> None:
-        """Open a graph that `build_decoder` wrote; raises `ModelLoadError` where onnxruntime cannot."""
+        """Open a graph that `build_decoder` wrote, and what `build_verifier` wrote for guesses, if any; raises `ModelLoadError` where onnxruntime cannot."""
         self._session = open_session(directory / MODEL_FILE, threads)
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._outputs = {each.name for each in self._session.get_outputs()}
@@ -71,6 +74,7 @@ class OnnxRunner:
             min_prompt_chunk=2,
             hidden_size=config.hidden_size,
             num_adapters=self._vocabularies.num_adapters,
+            num_guesses=num_guesses,
             vocab_sizes=() if len(set(sizes)) == 1 else tuple(sizes),
         )
         # A decode step reads and writes at the same places every time, so it is bound once per number of rows, and
@@ -81,6 +85,10 @@ class OnnxRunner:
         self._lengths = np.zeros(num_slots, np.int32)
         self._total_length = np.zeros((), np.int32)
         self._decode_bindings: dict[tuple[str, ...], _Binding] = {}
+        self._verifier: Verifier | None = None
+        if verifier:
+            sizes_of_model = (config.hidden_size, config.vocab_size)
+            self._verifier = Verifier(verifier, self._cache, 1 + num_guesses, *sizes_of_model, threads)
 
     @property
     def info(self) -> RunnerInfo:
@@ -91,7 +99,9 @@ class OnnxRunner:
         """See `Runner.step`."""
         logits: dict[int, NDArray[np.float32]] = {}
         for row in rows:
-            if len(row.tokens) > 1:
+            if self._verifier and row.guessed:
+                logits[row.slot] = self._verifier.read(row, self._vocabularies.embed(row.adapter, row.tokens))
+            elif len(row.tokens) > 1:
                 logits[row.slot] = np.concatenate([self._prefill(part) for part in _parts(row)])
         single = {row.slot: row for row in rows if len(row.tokens) == 1}
         if single:
@@ -128,6 +138,7 @@ class OnnxRunner:
     def close(self) -> None:
         """See `Runner.close`."""
         self._decode_bindings.clear()
+        self._verifier = None
         del self._session
         self._cache.close()
 
