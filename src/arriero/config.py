@@ -205,6 +205,14 @@ class Settings(BaseModel):
         ge=0,
         le=2**32,
     )
+    speculation: int = _setting(
+        "Engine",
+        0,
+        "Tokens that are guessed from what was said before while one answer is written alone, and verified together: "
+        "the same answer, sooner where texts are quoted or corrected. Takes the weights' memory once more; 0: none.",
+        ge=0,
+        le=15,
+    )
     threads: int = _setting("Engine", 0, "Threads that compute; 0: one per physical core at hand.", ge=0, le=1024)
 
     completion_max_prompt: int = _setting(

@@ -332,8 +332,8 @@ class Row:
     adapter: int = 0
     """Constant while a slot is in use."""
     guessed: bool = False
-    """Whether all tokens but the first are guesses, at most `RunnerInfo.num_guesses`: each is computed bit for bit as if
-    it had come in a step of its own. Logits of all of them are wanted."""
+    """Whether all tokens but the first are guesses, at most `RunnerInfo.num_guesses`: each is computed bit for bit as
+    if it had come in a step of its own. Logits of all of them are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

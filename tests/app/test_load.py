@@ -82,6 +82,28 @@ def test_the_fingerprint_tells_what_may_change_answers(directory: Path) -> None:
     assert len({model.fingerprint for model in models}) == len(models)
 
 
+async def test_guesses_change_no_answer(directory: Path) -> None:
+    said = []
+    for speculation in (0, 3):
+        chosen = settings(directory, speculation=speculation)
+        model = load(chosen)
+        await model.engine.start()
+        transport = httpx.ASGITransport(create_app(chosen, model))
+        async with httpx.AsyncClient(transport=transport, base_url="http://arriero") as client:
+            body = {"model": "Tiny-Random", "prompt": "abcabcabc", "max_tokens": 110, "logprobs": 2, "ignore_eos": True}
+            answer = (await client.post("/v1/completions", json=body | {"temperature": 0})).json()
+        said.append(answer["choices"])
+        await model.engine.close()
+    assert said[0] == said[1]
+    assert len(list((directory.parent / "cache").rglob("model.onnx"))) == 2  # one of them verifies
+
+
+@pytest.mark.parametrize("others", [{"weights": "int4"}, {"engine": "torch"}], ids=str)
+def test_guesses_that_could_not_be_verified_are_refused(directory: Path, others: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--speculation"):
+        load(settings(directory, speculation=3, **others))
+
+
 def test_the_fingerprint_of_a_script_tells_its_replies(tmp_path: Path) -> None:
     prints = set()
     for reply in ("a", "b"):

@@ -21,9 +21,7 @@ class ForgetfulRunner(ScriptedRunner):
     and not for ever."""
 
     def __init__(self, num_guesses: int, num_slots: int = 3) -> None:
-        super().__init__(
-            vocab_size=8, num_slots=num_slots, context=CONTEXT, end_token_id=END, num_guesses=num_guesses
-        )
+        super().__init__(vocab_size=8, num_slots=num_slots, context=CONTEXT, end_token_id=END, num_guesses=num_guesses)
         self.num_steps = 0
 
     def step(self, rows):

@@ -1,6 +1,7 @@
 """How often the model's thread calls the event loop, and the server the socket."""
 
 import asyncio
+import threading
 from collections import Counter
 from contextlib import aclosing
 
@@ -15,8 +16,15 @@ from guards.counts import CountingRunner, check, tokens
 
 async def test_hand_overs_to_the_event_loop(monkeypatch):
     """One a step, however many requests it had news for."""
-    runner = CountingRunner(reply=lambda prompt: [7] * 100)
-    engine = LocalEngine(lambda: runner, constraints=lambda request: None)
+    everybody_is_here = threading.Event()
+
+    class Waiting(CountingRunner):
+        def step(self, rows):
+            everybody_is_here.wait()
+            return super().step(rows)
+
+    runner = Waiting(reply=lambda prompt: [7] * 100)
+    engine = LocalEngine(lambda: runner, constraints=lambda request: None, chunk_beside_decode=512)
     await engine.start()
     calls = Counter()
     loop = asyncio.get_running_loop()
@@ -33,10 +41,14 @@ async def test_hand_overs_to_the_event_loop(monkeypatch):
         async with aclosing(engine.generate(request)) as events:
             return [event async for batch in events for event in batch]
 
-    answers = await asyncio.gather(*map(answer, range(16)))
+    asking = asyncio.gather(*map(answer, range(16)))
+    while engine.stats().waiting + engine.stats().running < 16:
+        await asyncio.sleep(0)
+    everybody_is_here.set()
+    answers = await asking
     assert all(len(events) == 31 for events in answers)
     check("16 answers", calls, {"hand-overs": runner.counts["steps"]})
-    check("16 answers", {"steps": runner.counts["steps"]}, {"steps": 31})
+    check("16 answers", {"steps": runner.counts["steps"]}, {"steps": 32})
     await engine.close()
 
 

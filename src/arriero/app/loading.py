@@ -73,6 +73,8 @@ def _loaded(
         return scripted_model(settings)
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
     choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
+    if settings.speculation and (choice.engine == "torch" or is_encoder(resolved.path)):
+        raise ConfigError("--speculation is for models that write text on the onnx engine")
     if choice.engine == "torch":
         return torch_model(settings, resolved, choice, on_download)
     readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))
@@ -100,6 +102,8 @@ def _onnx_model(
     weights = AUTO_WEIGHTS if settings.weights == "auto" else settings.weights
     if weights == "bf16" or weights == "fp16":  # mypy understands no other way
         raise AssertionError("The choice of an engine sends these to torch.")
+    if settings.speculation and (adapters or weights == "int4"):
+        raise ConfigError("--speculation needs weights in int8 or fp32, and no adapters")
     runner = load_runner(
         checkpoint,
         weights=weights,
@@ -113,6 +117,7 @@ def _onnx_model(
             if token < checkpoint.config.vocab_size
         ],
         adapters=[each.adapter for each in adapters],
+        guesses=settings.speculation,
         progress=on_convert,
     )
     card = ModelCard(

@@ -76,6 +76,7 @@ def scripted_model(settings: Settings) -> ServedModel:
             reply=reply,
             pace=1 / settings.pace if settings.pace else 0.0,
             hidden_size=WIDTH,
+            num_guesses=settings.speculation,
         )
 
     return ServedModel(

@@ -1,7 +1,8 @@
 """Guesses of what an answer says next, for a step that verifies several tokens at once.
 
-The guess is what followed when the answer's last tokens last came, in the prompt or the answer itself ("prompt lookup").
-Answers that quote, correct or sum up what they were given are guessed well, others badly; who guesses badly pauses.
+The guess is what followed when the answer's last tokens last came, in the prompt or in the answer itself ("prompt
+lookup"). Answers that quote, correct or sum up what they were given are guessed well, others badly; who guesses badly
+pauses.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class Scheduler:
                     prefilling.append(sequence)
             elif sequence.num_computed_tokens < len(sequence.tokens) and sequence not in self._short:
                 speaking.append(sequence)  # else its place in a beam search has no beam
-        may_guess = len(speaking) == 1 and not prefilling and not self._encodings
+        may_guess = self._info.num_guesses and len(speaking) == 1 and not prefilling and not self._encodings
         guesses = speaking[0].guess(self._info) if may_guess else []
         for sequence in speaking:
             step.add_row(sequence, 1, guesses)

@@ -91,7 +91,7 @@ class Sequence:
         return min(self.num_computed_tokens, self.num_prompt_tokens)
 
     def guess(self, info: RunnerInfo) -> list[int]:
-        """Tokens that it may say next; none where there is no room for them or they could not be verified by drawing."""
+        """Tokens that it may say next; none where there is no room for them or drawing could not verify them."""
         most = min(info.num_guesses, self.num_reserved_tokens - self.num_held_tokens)
         if most <= 0 or self.processors or self.search or len(self.tokens) + info.num_guesses > info.context:
             return []

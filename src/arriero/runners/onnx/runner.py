@@ -57,7 +57,10 @@ class OnnxRunner:
         num_guesses: int = 0,
         verifier: Path | None = None,
     ) -> None:
-        """Open a graph that `build_decoder` wrote, and what `build_verifier` wrote for guesses, if any; raises `ModelLoadError` where onnxruntime cannot."""
+        """Open a graph that `build_decoder` wrote, and what `build_verifier` wrote for guesses, if any.
+
+        Raises `ModelLoadError` where onnxruntime cannot.
+        """
         self._session = open_session(directory / MODEL_FILE, threads)
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._outputs = {each.name for each in self._session.get_outputs()}

@@ -5,8 +5,8 @@ decoding its tokens one by one says. Here each token has an attention of its own
 tokens before it: all read and write the row's keys and values in place. Everything else depends on nothing but the row
 of its own token, and so is computed for all tokens at once, for the weights are read only once then.
 
-Inputs and outputs are those of `arriero.runners.onnx.decoder`, but for one `seqlens_k.T` and `total_length.T` a token, and
-outputs `present.N.key.T` of all tokens T but the last, bound to the same memory as the others.
+Inputs and outputs are those of `arriero.runners.onnx.decoder`, but for one `seqlens_k.T` and `total_length.T` a token,
+and outputs `present.N.key.T` of all tokens T but the last, bound to the same memory as the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from arriero.core import Row
-from arriero.runners.onnx.builder import CONTRIB, MODEL_FILE, WEIGHTS_FILE
+from arriero.runners.onnx.builder import MODEL_FILE, WEIGHTS_FILE
 from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.formats import ZERO_POINT
 from arriero.runners.onnx.session import open_session
@@ -137,8 +137,12 @@ class Verifier:
             for token in range(self.num_tokens - 1):
                 arrays[f"present.{name}.{token}"] = row
         io = self._session.io_binding()
-        for bind, values in ((io.bind_input, self._session.get_inputs()), (io.bind_output, self._session.get_outputs())):
-            for value in values:
-                array = arrays[value.name]
-                bind(value.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for value in self._session.get_inputs():
+            _bind(io.bind_input, value.name, arrays[value.name])
+        for value in self._session.get_outputs():
+            _bind(io.bind_output, value.name, arrays[value.name])
         return io
+
+
+def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
