@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def scripted_model(settings: Settings) -> ServedModel:
     context = settings.context or CONTEXT
     end = tokenizer.control_tokens[_TURN_END]
 
+    @lru_cache(maxsize=1024)
     def reply(prompt: tuple[int, ...]) -> Sequence[int]:
         text = _last_user_text(tokenizer, prompt)
         answer = next((rule.reply for rule in rules if rule.pattern.search(text)), text)
@@ -100,6 +102,7 @@ def scripted_model(settings: Settings) -> ServedModel:
             constraints=stop_constraints(tokenizer),
             token_budget=settings.token_budget or None,
             max_queue=settings.max_queue,
+            thread=bool(settings.pace),
         ),
         tokenizer=tokenizer,
         template=ChatTemplate(_TEMPLATE, tokenizer),

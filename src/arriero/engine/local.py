@@ -19,6 +19,7 @@ from arriero.core import (
     Runner,
 )
 from arriero.engine.beams import Candidate
+from arriero.engine.inline import InlineWork
 from arriero.engine.sampling import sample
 from arriero.engine.scheduler import Scheduler
 from arriero.engine.scoring import score
@@ -105,8 +106,11 @@ class LocalEngine:
         chunk: int = 512,
         chunk_beside_decode: int = 64,
         prefix_tokens: int = 0,
+        thread: bool = True,
     ) -> None:
         """The factory is called by `start`, in the model thread, where the runner then lives.
+
+        Without a `thread` it lives on the event loop, for runners that take hardly any time.
 
         `token_budget` bounds the tokens that admitted requests may come to hold; without it, every slot may be
         full. `max_queue` bounds the requests that wait. A step reads at most `chunk` prompt tokens,
@@ -121,7 +125,7 @@ class LocalEngine:
         self._chunk_beside_decode = chunk_beside_decode
         self._prefix_tokens = prefix_tokens
         self._context = self._source_context = 0
-        self._thread = ModelThread(self._open)
+        self._thread = ModelThread(self._open) if thread else InlineWork(self._open)
 
     @property
     def context(self) -> int:

@@ -11,6 +11,7 @@ from arriero.errors import EngineDied
 
 News = TypeVar("News", Event, Encoded)
 """What happens to a request; `Finished` and `Encoded` end a part of it."""
+_ENDS = (Finished, Encoded)
 
 
 class Stream(Generic[News]):
@@ -25,9 +26,10 @@ class Stream(Generic[News]):
     def push(self, event: News) -> None:
         """One more thing has happened."""
         self._events.append(event)
-        if isinstance(event, Finished | Encoded):
+        if isinstance(event, _ENDS):
             self.num_unfinished -= 1
-        self._wake()
+        if self._news:
+            self._wake()
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come, and why; what came before is still there to be taken."""
@@ -39,6 +41,7 @@ class Stream(Generic[News]):
         if not self._events and self.num_unfinished and not self._error:
             self._news = asyncio.get_running_loop().create_future()
             await self._news
+            self._news = None
         events, self._events = self._events, []
         if not events and self._error:
             if isinstance(self._error, EngineDied):  # many share it

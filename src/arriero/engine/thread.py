@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,11 +95,7 @@ class ModelThread:
         if self._thread is None:
             return
         if grace > 0:
-            try:
-                async with asyncio.timeout(grace):
-                    await self._idle.wait()
-            except TimeoutError:
-                pass
+            await self._wait_until_idle(grace)
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -152,6 +148,12 @@ class ModelThread:
             return self._work.stats() if self._work else EngineStats()
 
     # On the loop
+
+    async def _wait_until_idle(self, seconds: float) -> None:
+        """Wait for the requests that were taken, no longer than this."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     def _submit(self, submit: Callable[[], Any]) -> Any:
         with self._changed:

@@ -1,4 +1,4 @@
-"""What every `core.Engine` does, asked of one in this process and of one in a child process."""
+"""What every `core.Engine` does, asked of one on a thread, one on the event loop, and one in a child process."""
 
 import asyncio
 import contextlib
@@ -48,12 +48,14 @@ def tokens(events, index=0):
     return [event.id for event in events if isinstance(event, Token) and event.index == index]
 
 
-@pytest.fixture(params=["local", "child"])
+@pytest.fixture(params=["thread", "loop", "child"])
 async def opened(request):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**order):
-            engine = make(order) if request.param == "local" else ProcessEngine(COMMAND, order)
+            if request.param == "loop":
+                order["engine"] = {**order.get("engine", {}), "thread": False}
+            engine = ProcessEngine(COMMAND, order) if request.param == "child" else make(order)
             await engine.start()
             stack.push_async_callback(engine.close)
             return engine
@@ -71,7 +73,7 @@ async def until(engine, condition):
 async def test_it_tells_what_it_can_and_how_it_is(opened):
     engine = await opened()
     assert (engine.context, engine.source_context, engine.state) == (100, 0, "ready")
-    assert engine.stats() == EngineStats(num_slots=4)
+    assert engine.stats() == EngineStats(num_slots=4, token_budget=400)
     assert await answer(engine, ask()) == [
         Token(0, 5),
         Token(0, 6),
