@@ -6,9 +6,8 @@ Chat completions over kept connections, a closed loop of `--clients` clients on 
 request when its last one is answered.
 
 - requests: a message of 20 words, an answer of 16 tokens, greedy, in one piece.
-- events: a message of 256 characters, an answer of 256 tokens, greedy, streamed. Counted are the `data:` lines that arrive.
-  A token of the scripted engine is a byte; where a client's connection lags behind, an event may carry several, so the
-  table tells how many it had.
+- events: a message of 256 characters, an answer of 256 tokens, greedy, streamed. Counted are the `data:` lines that
+  arrive. Where a connection lags behind, an event may carry several tokens; the output tells how many it had.
 
 LiteLLM's proxy (its own virtual environment: pip install 'litellm[proxy]', and --litellm with the path of its program)
 passes the same requests on to the same scripted server, which answers it at once. The generator does no more than find
@@ -164,7 +163,7 @@ def serve_litellm(program: str, upstream: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    parameters = {"model": "openai/scripted", "api_base": f"{upstream}/v1", "api_key": "none"}
+    parameters = {"model": "openai/scripted", "api_base": upstream, "api_key": "none"}
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "config.json"  # which is YAML too
         config.write_text(json.dumps({"model_list": [{"model_name": "scripted", "litellm_params": parameters}]}))

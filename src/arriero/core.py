@@ -101,6 +101,8 @@ class GenerationRequest:
     """The same for every prompt token, in one `PromptScored` a prompt; not for encoder-decoders, which score none."""
     adapter: int = 0
     """Which of the runner's adapters answers; 0 is the base model."""
+    streamed: bool = True
+    """Whether somebody reads along. Else what happens after the first events may be told when all is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,6 +134,7 @@ def generation_request(
     ends = frozenset() if parameters.ignore_eos else tokenizer.end_token_ids | end_token_ids
     return GenerationRequest(
         adapter=model.adapter,
+        streamed=parameters.stream,
         id=id,
         prompts=tuple(map(tuple, prompts)),
         max_tokens=max_tokens,

@@ -161,7 +161,9 @@ class LocalEngine:
             EngineDied: the engine failed or was closed, before or while it worked on the request.
         """
         num_choices = len(request.prompts) * request.num_choices
-        return self._thread.ask(lambda: self._scheduler.submit(request, self._constraints(request)), num_choices)
+        return self._thread.ask(
+            lambda: self._scheduler.submit(request, self._constraints(request)), num_choices, streamed=request.streamed
+        )
 
     async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
         """The mean of the last hidden states over each input's tokens, float32 [inputs, hidden_size].

@@ -17,8 +17,11 @@ _ENDS = (Finished, Encoded)
 class Stream(Generic[News]):
     """What has happened to a request and was not looked at yet."""
 
-    def __init__(self, num_parts: int) -> None:
+    def __init__(self, num_parts: int, *, streamed: bool = True) -> None:
+        """Unless it is `streamed`, a look finds the first events, and then nothing before the end."""
         self.num_unfinished = num_parts
+        self._streamed = streamed
+        self._is_eager = True
         self._error: Exception | None = None
         self._events: list[News] = []
         self._news: asyncio.Future[None] | None = None
@@ -28,7 +31,7 @@ class Stream(Generic[News]):
         self._events.append(event)
         if isinstance(event, _ENDS):
             self.num_unfinished -= 1
-        if self._news:
+        if self._news and self._is_ready():
             self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -38,16 +41,25 @@ class Stream(Generic[News]):
 
     async def take(self) -> list[News]:
         """Everything since the last look, once there is something; empty when nothing more will come."""
-        if not self._events and self.num_unfinished and not self._error:
+        if not self._is_ready():
             self._news = asyncio.get_running_loop().create_future()
             await self._news
             self._news = None
-        events, self._events = self._events, []
+        events = self.rest()
+        self._is_eager = self._streamed
         if not events and self._error:
             if isinstance(self._error, EngineDied):  # many share it
                 raise EngineDied(str(self._error)) from self._error
             raise self._error
         return events
+
+    def rest(self) -> list[News]:
+        """Everything since the last look, as of now."""
+        events, self._events = self._events, []
+        return events
+
+    def _is_ready(self) -> bool:
+        return bool(self._events and self._is_eager) or not self.num_unfinished or self._error is not None
 
     def _wake(self) -> None:
         if self._news and not self._news.done():

@@ -103,22 +103,28 @@ class ModelThread:
         self._thread.join()
         self._fail_streams(EngineDied("The engine was closed."))
 
-    async def ask(self, submit: Callable[[], Any], num_parts: int) -> AsyncGenerator[list[Any], None]:
+    async def ask(
+        self, submit: Callable[[], Any], num_parts: int, *, streamed: bool = True
+    ) -> AsyncGenerator[list[Any], None]:
         """Everything that happened to a request since the last look, until all its parts are finished.
 
         `submit` is called with the lock held, hands the request to the work and returns its handle; whatever it raises
-        is raised here. Closing the iterator aborts the request.
+        is raised here. Closing the iterator aborts the request. `streamed` as in `GenerationRequest`.
 
         Raises:
             EngineDied: the work failed or was closed, before or while it was about the request.
         """
         handle = self._submit(submit)
-        stream: Stream[Any] = Stream(num_parts)
+        stream: Stream[Any] = Stream(num_parts, streamed=streamed)
         self._streams[handle] = stream
         self._idle.clear()
         try:
             while events := await stream.take():
                 yield events
+        except asyncio.CancelledError:
+            if late := stream.rest():  # who counts must hear of what was sampled for a request that is broken off
+                yield late
+            raise
         finally:
             if self._streams.pop(handle, None):
                 self._settle()

@@ -197,3 +197,27 @@ async def test_nobody_is_served_before_the_start_and_it_starts_once(opened):
     other = make({})
     with pytest.raises(EngineDied):
         await answer(other, ask())
+
+
+async def test_nobody_is_woken_for_what_is_told_in_one_piece(opened):
+    engine = await opened()
+    news = [events async for events in engine.generate(ask((5, 6, 7, 8, 9), streamed=False))]
+    assert 1 <= len(news) <= 2
+    assert tokens([event for events in news for event in events]) == [5, 6, 7, 8, 9]
+
+
+async def test_what_was_sampled_for_a_request_that_is_broken_off_is_told(opened):
+    engine = await opened(pace=0.01)
+    told = []
+
+    async def read():
+        async for events in engine.generate(ask((5,) * 90, max_tokens=9, streamed=False)):
+            told.extend(events)
+
+    reading = asyncio.create_task(read())
+    await until(engine, lambda stats: stats.generated_tokens >= 4)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert 3 <= len(told) <= 9
+    await until(engine, lambda stats: not stats.running)

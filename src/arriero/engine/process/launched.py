@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from arriero.core import EncodingRequest, EngineStats, GenerationRequest
@@ -99,13 +100,21 @@ class Launched:
         if self._error:
             raise EngineDied(str(self._error))
         number = next(self._numbers)
-        stream: Stream[Any] = Stream(num_parts)
+        streamed = True
+        if isinstance(request, GenerationRequest) and not request.streamed:
+            # The child tells all at once, so that what it sampled is known here whenever a client leaves.
+            streamed, request = False, replace(request, streamed=True)
+        stream: Stream[Any] = Stream(num_parts, streamed=streamed)
         self._streams[number] = stream
         self.idle.clear()
         self._channel.send(Ask(number, request))
         try:
             while events := await stream.take():
                 yield events
+        except asyncio.CancelledError:
+            if late := stream.rest():  # as in `ModelThread.ask`
+                yield late
+            raise
         finally:
             if self._streams.pop(number, None):
                 self._channel.send(Abort(number))
