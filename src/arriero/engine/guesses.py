@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 SIZES = (3, 2)
 """So many last tokens are looked for, the longer match first."""
-NEEDED = 0.5
+NEEDED = 0.8
 """Right guesses that make up for what it costs to verify some."""
 PATIENCE = 2.0
 """Right guesses that may be missing before there is a pause."""
