@@ -230,7 +230,10 @@ class Settings(BaseModel):
     pace: float = _setting("Scripted engine", 0.0, "Tokens a second of each answer; 0: no limit.", ge=0, le=1_000_000)
 
     models: tuple[dict[str, Any], ...] = _setting(
-        "Models", (), "Tables `[[models]]` of the file: several models behind one address (docs/many-models.md)."
+        "Models",
+        (),
+        "Tables `[[models]]` of the file: several models behind one address (docs/many-models.md), "
+        "those of other servers too (docs/upstreams.md).",
     )
     memory_budget: ByteSize | None = _setting(
         "Models",

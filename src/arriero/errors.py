@@ -9,6 +9,8 @@
     ├── RateLimited(retry_after)   more than the key may ask for in this time
     ├── Overloaded(retry_after)    nothing wrong with the request, no room for it now
     ├── EngineDied                 the engine failed while it worked on the request
+    ├── UpstreamError              another server, which answers for a model, failed
+    │   └── UpstreamTimeout        it was silent for too long
     ├── ModelLoadError             a model's files are missing or damaged
     │   └── UnsupportedModel       they are fine, but ask for something that this engine does not compute
     ├── StoreError                 keys and usage cannot be read or written
@@ -93,6 +95,14 @@ class Overloaded(ArrieroError):
 
 class EngineDied(ArrieroError):
     """The engine failed; what it was generating is lost."""
+
+
+class UpstreamError(ArrieroError):
+    """Another server, which answers for a model, failed; the message names the model and neither address nor key."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """It was silent for too long."""
 
 
 class ModelLoadError(ArrieroError):

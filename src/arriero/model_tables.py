@@ -66,7 +66,9 @@ def model_tables(settings: Settings) -> list[ModelTable]:
     for name in ("memory_budget", "ttl", "load_wait"):
         if not settings.models and name in settings.model_fields_set:
             raise ConfigError(f"{flag(name)} is for several models, and there are no [[models]]")
-    tables = [_table(number, table, settings) for number, table in enumerate(settings.models, 1)]
+    tables = [
+        _table(number, table, settings) for number, table in enumerate(settings.models, 1) if "upstream" not in table
+    ]
     single = [name for name in _OF_ONE_MODEL if name in settings.model_fields_set and getattr(settings, name)]
     if tables and single:
         raise ConfigError(

@@ -31,7 +31,7 @@ def test_help_names_the_commands(call):
 def test_help_of_serve_shows_every_setting_in_all_its_forms(call):
     finished = call("serve", "--help")
     assert finished.status == 0
-    for name, field in config.Settings.model_fields.items():
+    for name, field in config.in_one_word().items():
         assert config.flag(name) in finished.stdout
         assert config.variable(name) in finished.stdout
         assert config.default(field) in finished.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterable, MutableMapping
+from collections.abc import Awaitable, Collection, Iterable, MutableMapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -22,6 +22,7 @@ from arriero.api.generation import Delivery
 from arriero.api.health import health_routes
 from arriero.api.models import model_routes
 from arriero.api.parameters import ChatParameters, CompletionParameters
+from arriero.api.remote import Remote
 from arriero.api.rerank import rerank_routes
 from arriero.api.schemas import ChatCompletionChunk
 from arriero.api.tokens import DetokenizeParameters, TokenizeParameters, token_routes
@@ -67,7 +68,8 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     app.add_exception_handler(ArrieroError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_error)
-    return _Direct(app, routers)
+    direct = _Direct(app, routers)
+    return Remote(direct, pool, direct.paths, delivery.body_limit) if pool.upstreams else direct
 
 
 class _Direct:
@@ -84,6 +86,11 @@ class _Direct:
             for route in router.routes
             if isinstance(route, APIRoute) and route.methods == {"POST"}
         }
+
+    @property
+    def paths(self) -> Collection[str]:
+        """Where something can be posted."""
+        return self._endpoints.keys()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None

@@ -61,7 +61,7 @@ async def read_parameters(
     headers = dict(request.scope["headers"])
     _check_media_type(headers.get(b"content-type", b"").decode("latin-1"))
     try:
-        value = orjson.loads(await _read(request, headers.get(b"content-length", b""), limit))
+        value = orjson.loads(await read_body(request, headers.get(b"content-length", b""), limit))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -78,12 +78,18 @@ async def read_parameters(
 
 def _check_media_type(value: str) -> None:
     # A browser asks before it posts JSON to another site, and does not before it posts a form or plain text.
-    kind, _, subtype = value.partition(";")[0].strip().lower().partition("/")
-    if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
+    if not is_json(value):
         raise UnsupportedMediaType("The request's Content-Type must be application/json.")
 
 
-async def _read(request: Request, declared: bytes, limit: int) -> bytes:
+def is_json(content_type: str) -> bool:
+    """Whether a `Content-Type` declares JSON."""
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+async def read_body(request: Request, declared: bytes, limit: int) -> bytes:
+    """All of it, `declared` bytes by its header; raises `BodyTooLarge`, and reads no further then."""
     if declared.isdigit() and int(declared[:20]) > limit:
         raise BodyTooLarge(limit)
     pieces, size = [], 0

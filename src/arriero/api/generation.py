@@ -65,7 +65,7 @@ async def find_model(request: Request, pool: Pool, name: str, profile: Profile, 
     try:
         own = pool.name_of(name)
     except UnknownModel:
-        if not profile.alpaca:
+        if not profile.alpaca or not pool.list():
             raise
         ignored.append("model")
         own = pool.default_name

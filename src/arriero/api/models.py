@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,7 +12,8 @@ from arriero.api.encoding_parameters import ENDPOINTS, encoding_table
 from arriero.api.generation import may_use
 from arriero.api.parameters import Parameter, table
 from arriero.api.request import NOT_FOR_ENCODER_DECODERS
-from arriero.api.schemas import Model, ModelList, UnseenModel
+from arriero.api.schemas import Model, ModelList, RemoteModel, UnseenModel
+from arriero.backends.upstream import Upstream
 from arriero.errors import UnknownModel
 from arriero.pool import Entry, Pool, ServedModel
 from arriero.text.infill import infill_of
@@ -31,15 +33,20 @@ def model_routes(pool: Pool) -> APIRouter:
         """List the models that the caller may use."""
         own = {name: _tell(entry, name, known) for entry in pool.entries for name, known in entry.listed()}
         aliases = [own[name] | {"id": alias, "parent": name} for alias, name in pool.aliases()]
-        data = [*own.values(), *aliases]
-        return {
-            "object": "list",
-            "data": [each for each in data if may_use(request, pool.name_of(each["id"]), each["id"])],
-        }
+        data = [each for each in [*own.values(), *aliases] if may_use(request, pool.name_of(each["id"]), each["id"])]
+        for listed in await asyncio.gather(*(_describe_remote(each) for each in pool.upstreams)):
+            data += [each for each in listed if may_use(request, each["id"], each["id"])]
+        return {"object": "list", "data": list({each["id"]: each for each in reversed(data)}.values())[::-1]}
 
-    @routes.get("/v1/models/{model:path}", response_model=Model | UnseenModel, responses={"4XX": ERRORS[404]})
+    @routes.get(
+        "/v1/models/{model:path}", response_model=Model | UnseenModel | RemoteModel, responses={"4XX": ERRORS[404]}
+    )
     async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
         """Tell about one model; its id may contain slashes."""
+        if remote := pool.find_upstream(model):
+            if not may_use(request, model, model):
+                raise UnknownModel(model)
+            return _remote(model, remote[0])
         entry, own = pool.entry(model), pool.name_of(model)
         if not may_use(request, own, model):
             raise UnknownModel(model)
@@ -47,6 +54,15 @@ def model_routes(pool: Pool) -> APIRouter:
         return found if model == own else found | {"id": model, "parent": own}
 
     return routes
+
+
+async def _describe_remote(upstream: Upstream) -> list[dict[str, Any]]:
+    return [_remote(name, upstream) for name in await upstream.models()]
+
+
+def _remote(name: str, upstream: Upstream) -> dict[str, Any]:
+    """What is known here of a model that other servers answer for."""
+    return {"id": name, "object": "model", "created": upstream.created, "owned_by": "upstream"}
 
 
 def _tell(entry: Entry, name: str, known: ServedModel | None) -> dict[str, Any]:

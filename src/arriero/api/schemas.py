@@ -194,11 +194,20 @@ class UnseenModel(BaseModel):
     state: ModelState
 
 
+class RemoteModel(BaseModel):
+    """A model that this server passes requests on for."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="When this server was started, in seconds since the epoch.")
+    owned_by: Literal["upstream"]
+
+
 class ModelList(BaseModel):
     """All models."""
 
     object: Literal["list"]
-    data: list[Model | UnseenModel]
+    data: list[Model | UnseenModel | RemoteModel]
 
 
 class Residence(BaseModel):

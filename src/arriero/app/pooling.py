@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from arriero.app.child import open_model
+from arriero.app.upstreams import has_own_model, open_upstreams
 from arriero.config import Settings
 from arriero.errors import ModelLoadError
 from arriero.model_tables import ModelTable, model_tables
@@ -22,11 +23,14 @@ async def open_pool(
 
     Arguments and errors as `arriero.app.load`.
     """
-    tables = model_tables(settings)
+    tables, upstreams = model_tables(settings), open_upstreams(settings)
     if not tables:
-        return Pool([await open_model(settings, on_download=on_download, on_convert=on_convert)])
+        own = has_own_model(settings)
+        models = [await open_model(settings, on_download=on_download, on_convert=on_convert)] if own else []
+        return Pool(models, upstreams=upstreams)
     pool = Pool(
         [_entry(table, on_download, on_convert) for table in tables],
+        upstreams=upstreams,
         default=next((table.name for table in tables if table.default), None),
         memory_budget=settings.memory_budget or 0,
         patience=settings.load_wait,

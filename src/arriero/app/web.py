@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.api.limits import Limits
 from arriero.api.profile import PROFILES
 from arriero.app.front import Front
+from arriero.backends.upstream import Upstream
 from arriero.config import Settings
 from arriero.pool import Pool, ServedModel
 from arriero.store.ledger import Ledger
@@ -14,14 +17,19 @@ from arriero.wire.headers import Application
 
 
 def create_app(
-    settings: Settings, model: ServedModel, ledger: Ledger | None = None, *, closed: bool = False
+    settings: Settings,
+    model: ServedModel | None,
+    ledger: Ledger | None = None,
+    *,
+    upstreams: Sequence[Upstream] = (),
+    closed: bool = False,
 ) -> Application:
-    """The whole application for `model` and its variants, whose engine the caller starts and closes.
+    """The whole application for `model`, its variants and `upstreams`, all of which the caller starts and closes.
 
     `ledger` and `closed` as for `Front`; without a ledger nobody has a key but that of the settings.
     """
     front = Front(settings, ledger or Ledger(None), closed=closed)
-    open_api(front, settings, Pool([model]))
+    open_api(front, settings, Pool([model] if model else [], upstreams=upstreams))
     return front.application
 
 

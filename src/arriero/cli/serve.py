@@ -133,6 +133,14 @@ async def _close(opening: asyncio.Task[Pool]) -> None:
 
 def _announce(pool: Pool, settings: config.Settings, url: str, *, keyed: bool) -> None:
     """Tell where the server is, and a command that shows that it works."""
+    through = f"--unix-socket {shlex.quote(str(settings.unix_socket))} " if settings.unix_socket else ""
+    where = f" through {settings.unix_socket}" if settings.unix_socket else ""
+    names = ", ".join([each.name for each in pool.entries] + [each.name for each in pool.upstreams])
+    print(f"Serving {names} at {url}/v1{where} (documentation at {url}/docs)")
+    key = ' -H "Authorization: Bearer $ARRIERO_API_KEY"' if keyed else ""
+    if not pool.entries:
+        print(f"curl {through}{url}/v1/models{key}", flush=True)
+        return
     name = pool.default_name
     model = next((each for each in pool.list() if each.name == name), None)
     if model and model.template is None:
@@ -140,10 +148,5 @@ def _announce(pool: Pool, settings: config.Settings, url: str, *, keyed: bool) -
     else:
         path = "chat/completions"
         body = {"model": name, "messages": [{"role": "user", "content": "Tell me a joke."}]}
-    through = f"--unix-socket {shlex.quote(str(settings.unix_socket))} " if settings.unix_socket else ""
-    where = f" through {settings.unix_socket}" if settings.unix_socket else ""
-    print(f"Serving {', '.join(entry.name for entry in pool.entries)} at {url}/v1{where} (documentation at {url}/docs)")
-    headers = "-H 'Content-Type: application/json'"
-    if keyed:
-        headers += ' -H "Authorization: Bearer $ARRIERO_API_KEY"'
+    headers = f"-H 'Content-Type: application/json'{key}"
     print(f"curl {through}{url}/v1/{path} {headers} -d {shlex.quote(json.dumps(body))}", flush=True)

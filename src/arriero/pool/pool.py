@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Iterable
 from contextvars import Context
 from typing import Any
 
+from arriero.backends.upstream import Upstream
 from arriero.errors import ConfigError, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
 from arriero.pool.entry import Entry
 from arriero.pool.residency import Resident, to_evict
@@ -32,18 +33,23 @@ class Pool:
         self,
         models: Iterable[ServedModel | Entry],
         *,
+        upstreams: Iterable[Upstream] = (),
         default: str | None = None,
         memory_budget: int = 0,
         patience: float = 30.0,
         grace: float = 30.0,
     ) -> None:
-        """`default` answers requests that name no model; None: these are refused.
+        """Requests for models of `upstreams` are passed on; models of this server come first.
+
+        `default` answers requests that name no model; None: these are refused.
 
         Models together take at most `memory_budget` bytes, 0: any number; those that are in use are never unloaded for
         others. A request waits up to `patience` seconds for its model, and an unloading up to `grace` for requests.
         Raises `ConfigError` for two models of one name.
         """
         self.entries = [each if isinstance(each, Entry) else Entry.of(each) for each in models]
+        # The longest name first, so that of several open ones the closest answers.
+        self.upstreams = sorted(upstreams, key=lambda each: (each.is_open, -len(each.name)))
         self.default = default
         self._budget = memory_budget
         self._patience = patience
@@ -83,6 +89,17 @@ class Pool:
     def aliases(self) -> list[tuple[str, str]]:
         """Each alias and the name that it stands for, without those that end with *."""
         return [(alias, own) for alias, (_, own) in self._names.items() if alias != own]
+
+    def find_upstream(self, name: str) -> tuple[Upstream, str] | None:
+        """Who answers for a name that is none of this server's own models, and what that server calls it."""
+        if name in self._names:
+            return None
+        found = ((each, each.own_name(name)) for each in self.upstreams)
+        first = next(((each, own_name) for each, own_name in found if own_name is not None), None)
+        if first is None or not first[0].is_open:
+            return first
+        closer = any(name.startswith(each) and len(each) >= len(first[0].name) - 1 for each in self._prefixes)
+        return None if closer else first
 
     def entry(self, name: str) -> Entry:
         """The entry that answers to a name; raises `UnknownModel`."""
@@ -153,7 +170,7 @@ class Pool:
             move.cancel()
         await asyncio.gather(*self._moves.values(), return_exceptions=True)
         models = [entry.model for entry in self.entries if entry.model]
-        await asyncio.gather(*(model.engine.close() for model in models))
+        await asyncio.gather(*(model.engine.close() for model in models), *(each.close() for each in self.upstreams))
 
     # Loading
 

@@ -24,6 +24,8 @@ from arriero.errors import (
     StoreError,
     UnknownModel,
     UnsupportedModel,
+    UpstreamError,
+    UpstreamTimeout,
 )
 from arriero.wire.scope import REQUEST_ID
 
@@ -54,6 +56,8 @@ TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     RateLimited: (429, "requests", "rate_limit_exceeded"),
     Overloaded: (503, SERVER_ERROR, "overloaded"),
     EngineDied: (500, SERVER_ERROR, "engine_died"),
+    UpstreamError: (502, SERVER_ERROR, "upstream_error"),
+    UpstreamTimeout: (504, SERVER_ERROR, "upstream_timeout"),
     ModelLoadError: (500, SERVER_ERROR, "model_load_error"),
     UnsupportedModel: (500, SERVER_ERROR, "unsupported_model"),
     StoreError: (500, SERVER_ERROR, "store_error"),

@@ -1,0 +1,1 @@
+"""Models that other servers answer for: HTTP in, HTTP out, passed through."""
