@@ -103,6 +103,12 @@ class GenerationRequest:
     """Which of the runner's adapters answers; 0 is the base model."""
     streamed: bool = True
     """Whether somebody reads along. Else what happens after the first events may be told when all is over."""
+    caller: str = ""
+    """Who asks: the engine's callers take turns."""
+    weight: float = 1.0
+    """The caller's share, in relation to others'."""
+    priority: int = 0
+    """Orders what one caller waits for; lower goes first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +122,12 @@ class EncodingRequest:
     """How many tokens of each input belong to its first segment, for models that read pairs; empty: all of them."""
     adapter: int = 0
     """Which of the runner's adapters answers; 0 is the base model."""
+    caller: str = ""
+    """Who asks: the engine's callers take turns."""
+    weight: float = 1.0
+    """The caller's share, in relation to others'."""
+    priority: int = 0
+    """Orders what one caller waits for; lower goes first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@
     ├── Forbidden                  a good key, but not for this
     ├── RateLimited(retry_after)   more than the key may ask for in this time
     ├── Overloaded(retry_after)    nothing wrong with the request, no room for it now
+    ├── DeadlineExceeded           the answer was not complete when the caller wanted it
     ├── EngineDied                 the engine failed while it worked on the request
     ├── UpstreamError              another server, which answers for a model, failed
     │   └── UpstreamTimeout        it was silent for too long
@@ -91,6 +92,10 @@ class Overloaded(ArrieroError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return partial(type(self), retry_after=self.retry_after), self.args
+
+
+class DeadlineExceeded(ArrieroError):
+    """The time that the caller gave the request is over, and the answer is not complete."""
 
 
 class EngineDied(ArrieroError):

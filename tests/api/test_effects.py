@@ -98,7 +98,7 @@ CASES = (
     + [("completions", case) for case in COMPLETIONS]
 )
 NAMES = [f"{case.name}-{endpoint}" for endpoint, case in CASES]
-ELSEWHERE = {"model", "stream", "stream_options", "suffix"}
+ELSEWHERE = {"model", "stream", "stream_options", "suffix", "priority", "deadline"}
 
 
 def body_of(endpoint: str, **given: Any) -> dict[str, Any]:

@@ -218,6 +218,14 @@ async def test_models_that_a_key_may_not_use_are_not_there(guarded: Any) -> None
     assert (await guarded.ask("friend", path=f"/v1/models/{guarded.model}")).status_code == 200
 
 
+async def test_any_name_is_no_way_around_a_scope(guard: Any) -> None:
+    server = await guard(profile="alpaca")
+    server.key("stranger", models=("other-*",))
+    server.key("friend", models=(server.model,))
+    assert (await server.chat("stranger", model="other-name")).status_code == 404
+    assert (await server.chat("friend", model="other-name")).status_code == 200
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -16,7 +16,7 @@ from arriero.core import EncodingRequest
 from arriero.errors import ContextOverflow, InvalidRequest
 from arriero.pool import ServedModel
 from arriero.wire.headers import IGNORED, ignored_header, new_id
-from arriero.wire.scope import meter_of
+from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import while_connected
 
 Vectors = NDArray[np.float32]
@@ -34,6 +34,7 @@ class TextEncoder:
         """`truncate` cuts inputs that are longer than the model's context; else they are refused."""
         self.model = model
         self._meter = meter_of(request.scope)
+        self._caller = caller_of(request.scope)
         self._truncate = truncate
         self._context = model.engine.context
 
@@ -100,6 +101,8 @@ class TextEncoder:
                 inputs=tuple(map(tuple, inputs)),
                 first_segments=tuple(first_segments),
                 adapter=self.model.adapter,
+                caller=self._caller.id,
+                weight=self._caller.weight,
             )
         )
 

@@ -6,9 +6,9 @@ An answer that is not streamed is the fold of the stream, so the two cannot disa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fastapi import Request, Response
@@ -18,8 +18,8 @@ from arriero.api.limits import Limits
 from arriero.api.parameters import GenerationParameters
 from arriero.api.profile import OPENAI, Profile
 from arriero.api.shape import Choice, Shape, Usage
-from arriero.core import GenerationRequest, PromptScored
-from arriero.errors import InvalidRequest, UnknownModel
+from arriero.core import Event, GenerationRequest, PromptScored
+from arriero.errors import DeadlineExceeded, InvalidRequest, UnknownModel
 from arriero.models.card import Task
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
@@ -68,7 +68,7 @@ async def find_model(request: Request, pool: Pool, name: str, profile: Profile, 
         if not profile.alpaca or not pool.list():
             raise
         ignored.append("model")
-        own = pool.default_name
+        own = name = pool.default_name  # what was asked for is nobody's name, so it opens nothing
     if not may_use(request, own, name):
         raise UnknownModel(name)
     model = await pool.get(own)
@@ -120,6 +120,9 @@ async def respond(
     delivery: Delivery,
 ) -> Response:
     """Answer with a stream or in one piece, as `parameters` ask; a client that leaves ends the generation."""
+    caller = caller_of(request.scope)
+    if caller.id:
+        generation = replace(generation, caller=caller.id, weight=caller.weight)
     usage = Usage(generation.num_choices, meter_of(request.scope))
     usage.meter.prompt_tokens = sum(map(len, generation.prompts))
     deltas = _deltas(model, generation, parameters, delivery.profile, usage)
@@ -147,8 +150,9 @@ def _deltas(
     profile: Profile,
     usage: Usage,
 ) -> Deltas:
+    events = model.engine.generate(generation)
     deltas = stream_text(
-        model.engine.generate(generation),
+        events if parameters.deadline is None else _in_time(events, parameters.deadline),
         model.tokenizer,
         stop_strings=generation.stop_strings,
         min_tokens=generation.min_tokens,
@@ -158,6 +162,28 @@ def _deltas(
     )
     # The offsets of log-probabilities count every character.
     return alpaca.strip(deltas) if profile.alpaca and parameters.alternatives is None else deltas
+
+
+async def _in_time(events: AsyncIterator[list[Event]], seconds: float) -> AsyncIterator[list[Event]]:
+    """The same events; raises `DeadlineExceeded` where they are not complete in time, which gives up the rest."""
+    end = asyncio.get_running_loop().time() + seconds
+    late = DeadlineExceeded(f"The answer was not complete within {seconds:g} s, the deadline.")
+    try:
+        while True:
+            try:
+                async with asyncio.timeout_at(end) as limit:
+                    news = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise late from None
+            yield news
+            if limit.expired():  # the engine has told what it sampled until then
+                raise late
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def _best(choices: Sequence[Choice], num_candidates: int, n: int) -> Iterator[Choice]:

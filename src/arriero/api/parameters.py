@@ -132,6 +132,21 @@ class GenerationParameters(JSONObject):
     stream_options: StreamOptions | None = Field(None, description="Only with `stream: true`.")
     user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
 
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Orders the requests that one key waits for: lower goes first. Gets nobody ahead of others. An "
+        "extension.",
+    )
+    deadline: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Seconds in which the answer must be complete. After them it is given up, waiting or half said, "
+        "and the error is 504 `deadline_exceeded`, or that event in a stream. An extension.",
+    )
+
     @field_validator("stream_options")
     @classmethod
     def _check_stream_options(cls, value: StreamOptions | None, others: ValidationInfo) -> StreamOptions | None:

@@ -150,6 +150,7 @@ def generation_request(
         if parameters.num_candidates > parameters.n and parameters.alternatives is None
         else parameters.alternatives,
         prompt_logprobs=parameters.prompt_alternatives,
+        priority=parameters.priority,
     )
 
 

@@ -6,10 +6,10 @@
 
 Rules:
 
-- **First come, first served.** Requests are admitted in the order they came, whole (a slot and a reservation of
-  prompt plus `max_tokens` for every choice) or not yet. Nobody overtakes: while the first in the queue does not
-  fit, nobody behind it is admitted. So it never starves: whoever runs ends within its own `max_tokens`, and the
-  engine empties towards it. The price is a slot that may idle for a while beside a wide request.
+- **Callers take turns** by what their requests cost (`arriero.engine.queue`); those of one are served as they came.
+  The first in the queue is admitted whole (a slot and a reservation of prompt plus `max_tokens` for every choice) or
+  not yet. Nobody overtakes: while it does not fit, nobody behind it is admitted. So it never starves: whoever runs
+  ends within its own `max_tokens`, and the engine empties towards it, though a slot may idle beside a wide request.
 - **Everybody who speaks goes on speaking.** Every decoding sequence has one token in every step.
 - **An answer whose length nobody limited** has less reserved, asks for more as it comes, and may have to wait for it:
   the exception to the rule before. Nobody is admitted meanwhile. See `arriero.engine.budget`.
@@ -33,7 +33,6 @@ sees to it that one thread at a time is here.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -57,8 +56,9 @@ from arriero.engine.encodings import Encoded, Encoding, Encodings, take
 from arriero.engine.guesses import count_right
 from arriero.engine.pace import Pace
 from arriero.engine.prefixes import Prefixes
+from arriero.engine.queue import FairQueue
 from arriero.engine.room import Room
-from arriero.engine.sequence import Group, Sequence, group_of
+from arriero.engine.sequence import Group, Sequence, cost_of, group_of
 from arriero.engine.step import Results, Step
 from arriero.errors import InvalidRequest, Overloaded
 
@@ -92,7 +92,7 @@ class Scheduler:
         self._chunk_beside_decode = chunk_beside_decode
         self._clock = clock
 
-        self._waiting: deque[Group | Encoding] = deque()
+        self._waiting: FairQueue[Group | Encoding] = FairQueue()
         self._running: list[Sequence] = []  # oldest first; followers join when their leader has read the prompt
         self._encodings = Encodings()
         self._encodings_first = False
@@ -234,14 +234,17 @@ class Scheduler:
     # Admission
 
     def _queue(self, group: Group | Encoding) -> None:
-        self._waiting.append(group)
-        if self._num_queued() > self._max_queue:
-            self._waiting.pop()
+        """Put one in the queue, or refuse it where that is full and its caller has their share of it."""
+        request, waiting = group.request, self._waiting
+        caller = request.caller
+        waiting.push(group, cost=cost_of(request), caller=caller, weight=request.weight, priority=request.priority)
+        if self._num_queued() > self._max_queue and waiting.num_of(caller) * waiting.num_callers > self._max_queue:
+            waiting.remove(group)
             raise Overloaded("The queue is full.", retry_after=self._pace.retry_after(len(self._waiting)))
 
     def _admit(self) -> None:
         for _ in range(len(self._waiting) - self._num_queued()):
-            group = self._waiting.popleft()
+            group = self._waiting.pop()
             if isinstance(group, Encoding):
                 self._encodings.add(group)
             else:

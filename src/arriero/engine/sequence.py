@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Constraint, GenerationRequest, Logprob, RunnerInfo
+from arriero.core import Constraint, EncodingRequest, GenerationRequest, Logprob, RunnerInfo
 from arriero.engine.beams import BeamSearch
 from arriero.engine.guesses import Guesses
 from arriero.engine.processors import Processors, processors_of
@@ -112,6 +112,14 @@ class Sequence:
 def num_slots(request: GenerationRequest) -> int:
     """Slots that each prompt takes."""
     return request.beams.num_beams if request.beams else request.num_choices
+
+
+def cost_of(request: GenerationRequest | EncodingRequest) -> int:
+    """About how many tokens it takes to answer."""
+    if isinstance(request, EncodingRequest):
+        return sum(map(len, request.inputs))
+    likely = min(request.likely_tokens or request.max_tokens, request.max_tokens)
+    return sum(map(len, request.prompts)) + len(request.prompts) * num_slots(request) * likely
 
 
 def group_of(request: GenerationRequest, constraint: Constraint | None, decoder_start: tuple[int, ...] = ()) -> Group:

@@ -14,6 +14,7 @@ from arriero.errors import (
     ArrieroError,
     ConfigError,
     ContextOverflow,
+    DeadlineExceeded,
     EngineDied,
     Forbidden,
     InvalidKey,
@@ -55,6 +56,7 @@ TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     Forbidden: (403, INVALID_REQUEST, "insufficient_permissions"),
     RateLimited: (429, "requests", "rate_limit_exceeded"),
     Overloaded: (503, SERVER_ERROR, "overloaded"),
+    DeadlineExceeded: (504, SERVER_ERROR, "deadline_exceeded"),
     EngineDied: (500, SERVER_ERROR, "engine_died"),
     UpstreamError: (502, SERVER_ERROR, "upstream_error"),
     UpstreamTimeout: (504, SERVER_ERROR, "upstream_timeout"),
@@ -92,6 +94,8 @@ def error_answer(error: Exception) -> ErrorAnswer:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, RateLimited):
         kind, code = error.kind, error.kind if error.kind == QUOTA else code
+    if isinstance(error, DeadlineExceeded):
+        headers["x-should-retry"] = "false"  # OpenAI's clients know it, and would try again too late
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = "Bearer"
     message = _with_id(str(error)) if status == 500 else str(error)
