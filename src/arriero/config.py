@@ -209,7 +209,7 @@ class Settings(BaseModel):
         "Engine",
         0,
         "Tokens that are guessed from what was said before while one answer is written alone, and verified together: "
-        "the same answer, sooner where texts are quoted or corrected. Takes the weights' memory once more; 0: none.",
+        "the same answer, sooner where texts are quoted or corrected, else hardly. Takes the weights' memory again.",
         ge=0,
         le=15,
     )
