@@ -35,7 +35,7 @@ def serve_gateway(upstream: str) -> Iterator[str]:
     """An Arriero that passes everything on; gives its URL."""
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "arriero.toml"
-        config.write_text(f'[[models]]\nname = "scripted"\nupstream = "{upstream}/v1"\n')
+        config.write_text(f'[[models]]\nname = "scripted"\nupstream = "{upstream}"\n')
         with serve_arriero(["serve", "--config", str(config), "--port", "0", "--log-level", "warning"]) as url:
             yield url
 

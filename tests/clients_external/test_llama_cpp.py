@@ -31,19 +31,16 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path) -> I
     python = directory / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", PACKAGE], check=True)
     flags = {"model.path": str(smollm2_path), "n_ctx": 2048, "n_parallel": 2}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [python, LAUNCHER, json.dumps(flags)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-    )
-    try:
+    ) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip() + "/v1"
-    finally:
         process.terminate()
-        process.wait(30)
 
 
 async def test_an_answer_and_its_stream(llama_cpp: str, gateway: StartGateway) -> None:  # noqa: F811
