@@ -123,7 +123,7 @@ def test_prompt_log_probabilities_are_the_only_reason_for_more_logits():
 @pytest.mark.parametrize(
     ("num_rows", "sampling", "functions", "builtins"),
     [
-        (1, Sampling(temperature=0), 26, 29),
+        (1, Sampling(temperature=0), 29, 34),
         (16, Sampling(temperature=0), 161, 299),
         (16, Sampling(temperature=1, top_p=0.9), 305, 523),
     ],
