@@ -1,0 +1,469 @@
+"""One step of a decoder, compiled: any rows, each with any number of tokens, through all layers.
+
+All threads walk through the same phases. A phase is a number of parts; a thread takes the next part that nobody has
+taken, and goes on to the next phase when all parts are done, whoever did them. So a thread that comes late, or that the
+system puts aside, holds nobody up but for the part it has.
+
+What a token's row becomes depends on that row and its predecessors alone, bit for bit: integer products are exact,
+and every sum of floats runs in an order that neither the batch nor the chunk has a part in.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from arriero.runners.native.vectors import (
+    LANES,
+    MOST_QUERIES,
+    MOST_ROWS,
+    UNIT,
+    add_product16,
+    add_values,
+    fetch_add,
+    floats,
+    int_at,
+    key_groups,
+    largest,
+    multiply,
+    product,
+    quantise,
+    scores,
+    set_half,
+    set_halves16,
+    set_int,
+    set_product16,
+    set_shared,
+    shared,
+    softmax,
+    square_sum,
+    swiglu16,
+)
+
+BLOCK = 64
+"""Tokens whose keys and values lie together."""
+TOKENS = 96
+"""Tokens that a part of a product takes at most."""
+
+
+class Plan(IntEnum):
+    """Places in the array that describes a step: sizes, and addresses of what it reads and writes."""
+
+    TOKENS = 0
+    WANTED = 1
+    PARTS = 2
+    """Parts of attention, each some neighbouring tokens of a row."""
+    OPERATIONS = 3
+    THREADS = 4
+    HEADS = 5
+    KV_HEADS = 6
+    HEAD_SIZE = 7
+    ROTARY_SIZE = 8
+    WIDTH = 9
+    """Bytes between rows of `BYTES`."""
+    SCRATCH_SIZE = 10
+    """Bytes that each thread has for itself."""
+    SCORES = 11
+    """Scores that a query has room for."""
+    BLOCK_BYTES = 12
+    LAYER_BYTES = 13
+    COUNTERS = 14
+    """int64: two an operation, a cache line each: parts taken, parts done."""
+    SCRATCH = 15
+    HIDDEN = 16
+    """float32 [tokens, hidden]: the residual stream."""
+    BYTES = 17
+    """uint8 [tokens, width]: rows as products read them."""
+    STEPS = 18
+    """float32 [tokens]: what those count in."""
+    QKV = 19
+    """float32 [tokens, qkv]: queries, keys and values."""
+    ATTENDED = 20
+    """float32 [tokens, heads * head]"""
+    INNER = 21
+    """float32 [tokens, inner]"""
+    LOGITS = 22
+    """float32 [wanted, vocabulary]"""
+    POSITIONS = 23
+    """int64 [tokens]"""
+    CACHES = 24
+    """int64 [tokens]: where the keys and values of each token's row begin."""
+    PART_FIRST = 25
+    """int64 [parts]: the first token of each part of attention."""
+    PART_COUNT = 26
+    WANTED_TOKENS = 27
+    """int64 [wanted]"""
+    COSINES = 28
+    SINES = 29
+    SIZE = 30
+
+
+class Do(IntEnum):
+    """What an operation does."""
+
+    NORMALISE = 0
+    """Rows of SOURCE, or those of them that CHOSEN counts up, normalised and rounded to bytes."""
+    ROUND = 1
+    """Rows of SOURCE rounded to bytes, each in steps of its own."""
+    MULTIPLY = 2
+    """A linear layer of the rows of bytes: OUT becomes the product."""
+    ADD = 3
+    """The same, but OUT grows by the product."""
+    GATE = 4
+    """The same, but of each unit's 32 outputs the first half gates the second."""
+    PLACE = 5
+    """Queries are made ready, keys and values go to the cache."""
+    ATTEND = 6
+
+
+class Operation(IntEnum):
+    """Columns of a program, whose rows are operations in their order. Arrays and counts are places in the plan, weights
+    addresses; 0 stands for what there is not."""
+
+    DO = 0
+    ROWS = 1
+    """What counts the rows."""
+    SOURCE = 2
+    CHOSEN = 3
+    OUT = 4
+    SOURCE_STRIDE = 5
+    """Elements between rows."""
+    OUT_STRIDE = 6
+    SIZE_IN = 7
+    UNITS = 8
+    WEIGHTS = 9
+    """Of a linear layer or a norm."""
+    SCALES = 10
+    SUMS = 11
+    BIAS = 12
+    LAYER = 13
+    WINDOW = 14
+    """Tokens that a token attends to; 0: all."""
+    TURNED = 15
+    """1 where positions turn queries and keys."""
+    QUERY_NORM = 16
+    KEY_NORM = 17
+    SIZE = 18
+
+
+_LINE = 64
+FEW_GROUPS, MANY_GROUPS = key_groups(3), key_groups(MOST_QUERIES)
+
+_jit = njit(nogil=True, error_model="numpy", cache=True)
+
+
+@_jit
+def padded(size, multiple):
+    return (size + multiple - 1) // multiple * multiple
+
+
+@_jit
+def _take(counters, parts):
+    """The next part of an operation that nobody has taken, or -1 once all are done."""
+    if shared(counters) < parts:
+        part = fetch_add(counters, 1)
+        if part < parts:
+            return part
+    while shared(counters + _LINE) < parts:
+        pass
+    return -1
+
+
+@_jit
+def _done(counters):
+    fetch_add(counters + _LINE, 1)
+
+
+@_jit
+def _normalise_row(row, gamma, size, epsilon, out):
+    """A normalised row, all padded with zeros to whole vectors."""
+    vectors = padded(size, LANES) // LANES
+    factor = np.float32(1.0) / np.sqrt(square_sum(row, vectors) / np.float32(size) + epsilon)
+    multiply(row, gamma, factor, out, vectors)
+
+
+@_jit
+def _quantise(row, size, even_step, out, step):
+    """Round a row, padded to whole vectors, to bytes: in steps of `even_step`, or of its own where that is 0."""
+    vectors = padded(size, LANES) // LANES
+    unit = even_step
+    if unit == 0:
+        unit = largest(row, vectors) / np.float32(127.0)
+    inverse = np.float32(0.0)
+    if unit > 0:
+        inverse = np.float32(1.0) / unit
+    quantise(row, inverse, out, vectors)
+    floats(step, 1)[0] = unit
+
+
+@_jit
+def _share(count, most):
+    """How many of `count` to take at a time, at most `most`, so that none is left to be taken alone."""
+    times = (count + most - 1) // most
+    return (count + times - 1) // times
+
+
+@_jit
+def _product_parts(tokens, units, threads):
+    """How a product is cut: units a part, parts of units, parts of tokens."""
+    grain = max(1, units // (4 * threads))
+    return grain, (units + grain - 1) // grain, (tokens + TOKENS - 1) // TOKENS
+
+
+@_jit
+def _write_product(sums, rows, unit, scales, corrections, steps, bias, out, stride, do):
+    """Integer products [rows, 32] as floats."""
+    place = 4 * unit * UNIT
+    for row in range(rows):
+        products = sums + 4 * UNIT * row
+        step = floats(steps + 4 * row, 1)[0]
+        target = out + 4 * row * stride + place
+        if do == Do.GATE:
+            target = products
+        for half in range(0, 4 * UNIT, 4 * LANES):
+            if do == Do.ADD:
+                add_product16(
+                    products + half, corrections + place + half, scales + place + half, step, target + half
+                )
+            else:
+                set_product16(
+                    products + half, corrections + place + half, scales + place + half, step, target + half
+                )
+        if bias != 0:
+            values, summands = floats(target, UNIT), floats(bias + place, UNIT)
+            for index in range(UNIT):
+                values[index] += summands[index]
+        if do == Do.GATE:
+            swiglu16(products, products + 4 * LANES, out + 4 * (row * stride + unit * LANES))
+
+
+@_jit
+def _product_part(
+    part, unit_parts, grain, units, tokens, size, weights, scales, corrections, bias,
+    values, value_stride, steps, out, stride, do, scratch,
+):  # fmt: skip
+    """A part of a product."""
+    first_unit = part % unit_parts * grain
+    first = part // unit_parts * TOKENS
+    last = min(tokens, first + TOKENS)
+    quads = padded(size, 4) // 4
+    for unit in range(first_unit, min(units, first_unit + grain)):
+        token = first
+        while token < last:
+            rows = _share(last - token, MOST_ROWS)
+            product(
+                rows, weights + unit * quads * 4 * UNIT, values + token * value_stride, value_stride, quads, scratch
+            )
+            _write_product(
+                scratch, rows, unit, scales, corrections, steps + 4 * token, bias, out + 4 * token * stride, stride, do
+            )
+            token += rows
+
+
+@_jit
+def _turn(head, size, rotary, cosines, sines):
+    """Turn a head by its position."""
+    half = rotary // 2
+    values = floats(head, size)
+    cosine, sine = floats(cosines, half), floats(sines, half)
+    for index in range(half):
+        low, high = values[index], values[index + half]
+        values[index] = low * cosine[index] - high * sine[index]
+        values[index + half] = high * cosine[index] + low * sine[index]
+
+
+@_jit
+def _place_token(plan, operation, token, epsilon, attention_scale):
+    """Make a token's queries ready, and put its keys and values into the cache."""
+    heads, kv_heads, size = plan[Plan.HEADS], plan[Plan.KV_HEADS], plan[Plan.HEAD_SIZE]
+    rotary = plan[Plan.ROTARY_SIZE]
+    position = int_at(plan[Plan.POSITIONS] + 8 * token)
+    row = plan[Plan.QKV] + 4 * token * padded((heads + 2 * kv_heads) * size, UNIT)
+    cosines, sines = (plan[Plan.COSINES] + 2 * rotary * position), (plan[Plan.SINES] + 2 * rotary * position)
+    for head in range(heads + kv_heads):
+        address = row + 4 * head * size
+        gamma = operation[Operation.QUERY_NORM] if head < heads else operation[Operation.KEY_NORM]
+        if gamma != 0:
+            _normalise_row(address, gamma, size, epsilon, address)
+        if operation[Operation.TURNED] != 0:
+            _turn(address, size, rotary, cosines, sines)
+        if head < heads:
+            query = floats(address, size)
+            for index in range(size):
+                query[index] *= attention_scale
+    cache = (
+        int_at(plan[Plan.CACHES] + 8 * token)
+        + position // BLOCK * plan[Plan.BLOCK_BYTES]
+        + operation[Operation.LAYER] * plan[Plan.LAYER_BYTES]
+    )
+    inside = position % BLOCK
+    for head in range(kv_heads):
+        keys = cache + head * 4 * BLOCK * size
+        key = floats(row + 4 * (heads + head) * size, size)
+        column = keys + 2 * (inside // LANES * size * LANES + inside % LANES)
+        for index in range(size):
+            set_half(column + 2 * LANES * index, key[index])
+        value = row + 4 * (heads + kv_heads + head) * size
+        for index in range(0, size, LANES):
+            set_halves16(value + 4 * index, keys + 2 * (BLOCK * size + inside * size + index))
+
+
+@_jit
+def _fill(address, count, value):
+    array = floats(address, count)
+    for index in range(count):
+        array[index] = value
+
+
+@_jit
+def _attend_part(plan, operation, first, count, kv_head, scratch):
+    """Attention of neighbouring tokens of one row, for the queries that share a head of keys and values."""
+    heads, kv_heads, size = plan[Plan.HEADS], plan[Plan.KV_HEADS], plan[Plan.HEAD_SIZE]
+    group, window = heads // kv_heads, operation[Operation.WINDOW]
+    qkv_width, width = padded((heads + 2 * kv_heads) * size, UNIT), padded(heads * size, LANES)
+    keys = (
+        int_at(plan[Plan.CACHES] + 8 * first) + operation[Operation.LAYER] * plan[Plan.LAYER_BYTES] + kv_head * 4 * BLOCK * size
+    )
+    position = int_at(plan[Plan.POSITIONS] + 8 * first)
+    stride = 4 * plan[Plan.SCORES]
+    addresses, sums = scratch, scratch + 64
+    weights_at = sums + 4 * MOST_QUERIES * size
+    total = count * group
+    query = 0
+    while query < total:
+        queries = _share(total - query, MOST_QUERIES)
+        for index in range(queries):
+            token, head = first + (query + index) // group, kv_head * group + (query + index) % group
+            set_int(addresses + 8 * index, plan[Plan.QKV] + 4 * (token * qkv_width + head * size))
+        lowest = 0
+        if window > 0:
+            lowest = max(0, position + query // group + 1 - window) // LANES
+        end = position + (query + queries - 1) // group + 1
+        together = LANES * (FEW_GROUPS if queries <= 3 else MANY_GROUPS)
+        for key in range(lowest * LANES // together * together, end, together):
+            place = keys + key // BLOCK * plan[Plan.BLOCK_BYTES] + key % BLOCK * size * 2
+            scores(queries, addresses, place, size, weights_at + 4 * key, stride)
+        for index in range(queries):
+            own_end = position + (query + index) // group + 1
+            own_start = 0
+            if window > 0:
+                own_start = max(0, own_end - window)
+            low, high = own_start // LANES * LANES, padded(own_end, LANES)
+            row = weights_at + stride * index
+            _fill(row + 4 * low, own_start - low, -np.inf)
+            _fill(row + 4 * own_end, high - own_end, -np.inf)
+            softmax(row + 4 * low, (high - low) // LANES)
+            _fill(row + 4 * lowest * LANES, low - lowest * LANES, 0.0)
+            _fill(row + 4 * high, end - high, 0.0)
+        results = floats(sums, queries * size)
+        _fill(sums, queries * size, 0.0)
+        key = lowest * LANES
+        while key < end:
+            some = min(BLOCK - key % BLOCK, end - key)
+            place = keys + key // BLOCK * plan[Plan.BLOCK_BYTES] + 2 * (BLOCK + key % BLOCK) * size
+            add_values(queries, weights_at + 4 * key, stride, place, size, some, sums)
+            key += some
+        for index in range(queries):
+            token, head = first + (query + index) // group, kv_head * group + (query + index) % group
+            target = floats(plan[Plan.ATTENDED] + 4 * (token * width + head * size), size)
+            for element in range(size):
+                target[element] = results[index * size + element]
+        query += queries
+
+
+@_jit
+def _normalise(counters, plan, operation, epsilon, even_step, scratch):
+    source, chosen = plan[operation[Operation.SOURCE]], operation[Operation.CHOSEN]
+    size, stride = operation[Operation.SIZE_IN], operation[Operation.SOURCE_STRIDE]
+    while True:
+        row = _take(counters, plan[operation[Operation.ROWS]])
+        if row < 0:
+            return
+        origin = row
+        if chosen != 0:
+            origin = int_at(plan[chosen] + 8 * row)
+        _normalise_row(source + 4 * origin * stride, operation[Operation.WEIGHTS], size, epsilon, scratch)
+        place, step = plan[Plan.BYTES] + row * plan[Plan.WIDTH], plan[Plan.STEPS] + 4 * row
+        _quantise(scratch, size, even_step, place, step)
+        _done(counters)
+
+
+@_jit
+def _round(counters, plan, operation):
+    source, stride = plan[operation[Operation.SOURCE]], operation[Operation.SOURCE_STRIDE]
+    while True:
+        row = _take(counters, plan[operation[Operation.ROWS]])
+        if row < 0:
+            return
+        place, step = plan[Plan.BYTES] + row * plan[Plan.WIDTH], plan[Plan.STEPS] + 4 * row
+        _quantise(source + 4 * row * stride, operation[Operation.SIZE_IN], np.float32(0.0), place, step)
+        _done(counters)
+
+
+@_jit
+def _multiply(counters, plan, operation, scratch):
+    rows, units = plan[operation[Operation.ROWS]], operation[Operation.UNITS]
+    grain, unit_parts, row_parts = _product_parts(rows, units, plan[Plan.THREADS])
+    while True:
+        part = _take(counters, unit_parts * row_parts)
+        if part < 0:
+            return
+        _product_part(
+            part, unit_parts, grain, units, rows, operation[Operation.SIZE_IN], operation[Operation.WEIGHTS],
+            operation[Operation.SCALES], operation[Operation.SUMS], operation[Operation.BIAS], plan[Plan.BYTES],
+            plan[Plan.WIDTH], plan[Plan.STEPS], plan[operation[Operation.OUT]], operation[Operation.OUT_STRIDE],
+            operation[Operation.DO], scratch,
+        )  # fmt: skip
+        _done(counters)
+
+
+@_jit
+def _place(counters, plan, operation, epsilon, attention_scale):
+    while True:
+        token = _take(counters, plan[Plan.TOKENS])
+        if token < 0:
+            return
+        _place_token(plan, operation, token, epsilon, attention_scale)
+        _done(counters)
+
+
+@_jit
+def _attend(counters, plan, operation, scratch):
+    kv_heads = plan[Plan.KV_HEADS]
+    while True:
+        part = _take(counters, plan[Plan.PARTS] * kv_heads)
+        if part < 0:
+            return
+        which = part // kv_heads
+        first, count = int_at(plan[Plan.PART_FIRST] + 8 * which), int_at(plan[Plan.PART_COUNT] + 8 * which)
+        _attend_part(plan, operation, first, count, part % kv_heads, scratch)
+        _done(counters)
+
+
+@_jit
+def run(thread, plan, program, reals):
+    """Walk through a program as one of several threads.
+
+    plan     int64 [Plan.SIZE]
+    program  int64 [operations, Operation.SIZE]
+    reals    float32 [3]: the norms' epsilon, the step of normalised rows or 0, attention's scale
+    """
+    epsilon, even_step, attention_scale = reals[0], reals[1], reals[2]
+    scratch = plan[Plan.SCRATCH] + thread * plan[Plan.SCRATCH_SIZE]
+    for index in range(plan[Plan.OPERATIONS]):
+        operation, counters = program[index], plan[Plan.COUNTERS] + 2 * _LINE * index
+        do = operation[Operation.DO]
+        if do == Do.NORMALISE:
+            _normalise(counters, plan, operation, epsilon, even_step, scratch)
+        elif do == Do.ROUND:
+            _round(counters, plan, operation)
+        elif do == Do.PLACE:
+            _place(counters, plan, operation, epsilon, attention_scale)
+        elif do == Do.ATTEND:
+            _attend(counters, plan, operation, scratch)
+        else:
+            _multiply(counters, plan, operation, scratch)

@@ -1,0 +1,149 @@
+"""A decoder's weights as the kernels read them: one file, and where in it everything lies.
+
+Linear layers are int8 with one scale an output, in units of 32 outputs (`vectors`). Gate and up are one layer, whose
+units have 16 outputs of each. Sums are 128 times each output's sum of weights, which products with unsigned
+rows have too much.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.models.architecture import Checkpoint
+from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
+from arriero.runners.native.vectors import LANES, UNIT
+
+WEIGHTS_FILE = "weights.bin"
+INDEX_FILE = "weights.json"
+EMBEDDINGS_FILE = "embeddings.npy"
+STATES = "states"
+_ALIGNMENT = 64
+_HUGE_PAGE = 2**21
+
+
+def pack(integers: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Weights [out, in] in units [out / 32][in / 4][2][16][4], both sides padded with zeros."""
+    outputs, inputs = integers.shape
+    whole = np.pad(integers, [(0, -outputs % UNIT), (0, -inputs % 4)])
+    units = whole.reshape(len(whole) // UNIT, 2, LANES, -1, 4)
+    return np.ascontiguousarray(units.transpose(0, 3, 1, 2, 4))
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    directory: Path,
+    even_step: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a checkpoint's weights; `even_step` is what normalised rows count in, or 0 where each has its own step.
+
+    Raises `ModelLoadError` for a missing or misshapen tensor.
+    """
+    config = checkpoint.config
+    embeddings = checkpoint.tensor("model.embed_tokens.weight")
+    np.save(directory / EMBEDDINGS_FILE, embeddings * np.float32(config.embedding_scale))
+    with (directory / WEIGHTS_FILE).open("wb") as file:
+        writer = _Writer(file)
+        for layer in range(config.num_layers):
+            if progress is not None:
+                progress(layer, config.num_layers)
+            _write_layer(writer, checkpoint, layer, even_step)
+        writer.padded("final_norm", checkpoint.tensor("model.norm.weight"))
+        head = embeddings if config.tie_embeddings else checkpoint.tensor("lm_head.weight")
+        writer.linear("head", head * np.float32(config.logits_scale), even_step)
+        if "model.states.weight" in checkpoint:
+            writer.array(STATES, checkpoint.tensor("model.states.weight"))
+    (directory / INDEX_FILE).write_text(json.dumps(writer.index))
+    if progress is not None:
+        progress(config.num_layers, config.num_layers)
+
+
+def _write_layer(writer: _Writer, checkpoint: Checkpoint, layer: int, even_step: float) -> None:
+    config, prefix = checkpoint.config, f"model.layers.{layer}"
+    parts = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
+    norms = config.norms
+    writer.padded(f"{layer}.norm", checkpoint.tensor(f"{prefix}.{norms.before_attention}.weight"))
+    writer.linear(f"{layer}.qkv", np.concatenate([checkpoint.tensor(f"{part}.weight") for part in parts]), even_step)
+    if config.attention_bias:
+        writer.padded(f"{layer}.qkv.bias", np.concatenate([checkpoint.tensor(f"{part}.bias") for part in parts]))
+    if config.qk_norm == "head":
+        for part in ("q", "k"):
+            writer.padded(f"{layer}.{part}_norm", checkpoint.tensor(f"{prefix}.self_attn.{part}_norm.weight"))
+    branch = np.float32(config.residual_scale)
+    writer.linear(f"{layer}.output", checkpoint.tensor(f"{prefix}.self_attn.o_proj.weight") * branch, 0)
+    if config.output_bias:
+        writer.padded(f"{layer}.output.bias", checkpoint.tensor(f"{prefix}.self_attn.o_proj.bias") * branch)
+    writer.padded(f"{layer}.mlp_norm", checkpoint.tensor(f"{prefix}.{norms.before_mlp}.weight"))
+    gate, up = (checkpoint.tensor(f"{prefix}.mlp.{part}_proj.weight") for part in ("gate", "up"))
+    writer.linear(f"{layer}.gate_up", _interleave(gate, up), even_step)
+    writer.linear(f"{layer}.down", checkpoint.tensor(f"{prefix}.mlp.down_proj.weight") * branch, 0)
+
+
+def _interleave(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sixteen outputs of one, sixteen of the other, and so on; both padded with zeros to whole sixteens."""
+    pairs = [np.pad(each, [(0, -len(each) % LANES), (0, 0)]).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)]
+    return np.concatenate(pairs, axis=1).reshape(-1, gate.shape[1])
+
+
+class _Writer:
+    """Arrays behind each other in a file, each aligned to a cache line."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.index: dict[str, tuple[int, int]] = {}
+        """Offset and bytes of each array."""
+
+    def array(self, name: str, array: NDArray[Any]) -> None:
+        self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+        self.index[name] = (self._file.tell(), array.nbytes)
+        array.tofile(self._file)
+
+    def padded(self, name: str, vector: NDArray[np.float32]) -> None:
+        """A vector of outputs, padded to whole units."""
+        self.array(name, np.pad(vector, (0, -len(vector) % UNIT)).astype(np.float32))
+
+    def linear(self, name: str, weight: NDArray[np.float32], step: float) -> None:
+        """A linear layer [out, in]; 0 as `step` of its rows stands for a step of each row's own."""
+        integers, scales = quantise_rows(weight)
+        self.array(name, pack(integers.astype(np.int8)))
+        self.padded(f"{name}.scales", scales)
+        sums = ZERO_POINT * integers.sum(axis=1, dtype=np.int32)
+        self.array(f"{name}.sums", np.pad(sums, (0, -len(sums) % UNIT)))
+
+
+class Weights:
+    """A file of weights in memory, and the address of each array in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._index: dict[str, tuple[int, int]] = json.loads((directory / INDEX_FILE).read_text())
+        file = directory / WEIGHTS_FILE
+        size = file.stat().st_size
+        # Reading weights is what decoding spends its time on, and reads go a third faster through huge pages.
+        self._memory = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        with file.open("rb", buffering=0) as source:
+            view, place = memoryview(self._memory), 0
+            while place < size and (count := source.readinto(view[place:size])):
+                place += count
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+
+    def address(self, name: str) -> int:
+        """Where an array lies; 0 for one that the model does not have."""
+        if name not in self._index:
+            return 0
+        return int(self._bytes.ctypes.data) + self._index[name][0]
+
+    def floats(self, name: str) -> NDArray[np.float32] | None:
+        """A flat float32 array, if the model has it."""
+        if name not in self._index:
+            return None
+        offset, size = self._index[name]
+        return self._bytes[offset : offset + size].view(np.float32)
