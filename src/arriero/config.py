@@ -177,7 +177,7 @@ class Settings(BaseModel):
     engine: Literal["auto", "onnx", "torch", "scripted"] = _setting(
         "Engine",
         "auto",
-        "What computes the answers; auto: onnx where it can, torch where it must; scripted: replies without a model.",
+        "What computes the answers; auto: native where it is fast, else onnx, torch where it must; scripted: no model.",
     )
     only_cpu: bool = _setting("Engine", False, "The same as --gpus none.")
     gpus: str | None = _setting(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from arriero.core import Row, Runner
 from arriero.models.adapters.lora import Adapter
+from arriero.runners.native import load_runner as load_native
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.formats import WeightFormat
 from arriero.runners.scripted import ScriptedRunner
@@ -35,6 +36,11 @@ def scripted(directory: Path) -> Runner:
 def onnx(directory: Path, *, weights: WeightFormat) -> Runner:
     checkpoint = random_checkpoint(CASES["grouped"])
     return load_runner(checkpoint, weights=weights, slots=6, context=64, threads=1, cache=directory)
+
+
+def native(directory: Path, *, case: str) -> Runner:
+    checkpoint = random_checkpoint(CASES[case])
+    return load_native(checkpoint, slots=6, context=64, threads=2, cache=directory)
 
 
 class Adapted:
@@ -66,6 +72,8 @@ SUBJECTS = {
     "onnx-int8": Subject(partial(onnx, weights="int8"), 0.0),
     "onnx-fp32-adapter": Subject(partial(adapted, weights="fp32"), 1e-4),
     "onnx-int8-adapter": Subject(partial(adapted, weights="int8"), 0.0),
+    "native": Subject(partial(native, case="like_smollm"), 0.0),
+    "native-odd-sizes": Subject(partial(native, case="odd_sizes"), 0.0),
     "onnx-int4": Subject(partial(onnx, weights="int4"), 0.5),
 }
 

@@ -19,6 +19,8 @@ from arriero.models.kind import kind_of
 
 HALVES = ("bf16", "fp16")
 """Weight formats that only torch computes with."""
+NATIVE_WEIGHTS = ("auto", "int8")
+"""Settings of the format that the native engine computes with."""
 _ONCE_WRITTEN = "once torch has written the pickled weights as safetensors"
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq2SeqLM", "MTModel")
 """How the names of architectures end that write text."""
@@ -28,23 +30,26 @@ _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq
 class Choice:
     """An engine, and in one sentence why it and not the other."""
 
-    engine: Literal["onnx", "torch"]
+    engine: Literal["native", "onnx", "torch"]
     reason: str
 
 
-def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gpus: str | None = None) -> Choice:
-    """The engine for the GGUF file or directory at `path`: ONNX where it can, torch where it must.
+def choose_engine(
+    path: Path, *, engine: str = "auto", weights: str = "auto", gpus: str | None = None, adapters: bool = False
+) -> Choice:
+    """The engine for the GGUF file or directory at `path`: kernels of our own where they are fast, ONNX where it can,
+    torch where it must.
 
-    `engine`, `weights` and `gpus` are the settings of these names. Looks at the configuration and the tensors' shapes,
-    and reads no weights.
+    `engine`, `weights` and `gpus` are the settings of these names; `adapters` says whether there are any. Looks at the
+    configuration and the tensors' shapes, and reads no weights.
 
     Raises:
         ModelLoadError, UnsupportedModel: it is damaged, or nothing here computes it.
         ConfigError: the settings exclude each other.
     """
     if is_encoder(path):
-        if engine == "torch":
-            raise ConfigError("--engine is torch, but encoders run on the onnx engine")
+        if engine in ("native", "torch"):
+            raise ConfigError(f"--engine is {engine}, but encoders run on the onnx engine")
         if pickled_weights(path) is None:
             open_encoder(path)
             return Choice("onnx", "Encoders run on it.")
@@ -52,6 +57,9 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
         choice = Choice("onnx", f"Encoders run on it, {_ONCE_WRITTEN}.")
         require_torch(choice, path)
         return choice
+    if engine == "native":
+        _require_native(path, weights, gpus, adapters)
+        return Choice("native", "The settings ask for it.")
     if engine == "torch":
         if path.is_file():
             raise ConfigError("--engine torch reads Hugging Face directories; GGUF files are for the onnx engine")
@@ -75,9 +83,40 @@ def choose_engine(path: Path, *, engine: str = "auto", weights: str = "auto", gp
             raise
         _refuse_quantised(path)
         return Choice("torch", _reason(path, error))
-    return Choice(
-        "onnx", "The settings ask for it." if engine == "onnx" else "It can, and it is the faster one on a CPU."
-    )
+    if engine == "onnx":
+        return Choice("onnx", "The settings ask for it.")
+    if weights not in NATIVE_WEIGHTS or adapters:
+        return Choice("onnx", "It can, and it is the faster one on a CPU.")
+    return _native_or_onnx(path)
+
+
+def _native_or_onnx(path: Path) -> Choice:
+    from arriero.runners.native import is_fast, reason_against
+
+    against = reason_against(open_checkpoint(path).config)
+    if against is not None:
+        return Choice("onnx", f"It can; the native engine does not compute this model. {against}")
+    if not is_fast():
+        return Choice("onnx", "It can; the native engine is made for processors with AVX-512 VNNI.")
+    return Choice("native", "It can, and it is the fastest one on this processor.")
+
+
+def _require_native(path: Path, weights: str, gpus: str | None, adapters: bool) -> None:
+    """Raise unless the native engine can do all that the settings ask for."""
+    from arriero.runners.native import reason_against
+
+    if weights not in NATIVE_WEIGHTS:
+        raise ConfigError(f"--engine native computes with int8 weights, but --weights is {weights}")
+    if gpus not in (None, "none"):
+        raise ConfigError(f"--engine native uses the CPU, but --gpus is {gpus}")
+    if adapters:
+        raise ConfigError("--engine native computes no LoRA adapters; leave --engine out")
+    if importlib.util.find_spec("numba") is None:
+        raise ModelLoadError("--engine native needs numba, which is not installed: pip install numba")
+    _check_onnx(path)
+    against = reason_against(open_checkpoint(path).config)
+    if against is not None:
+        raise UnsupportedModel(f"{path}: the native engine does not compute this model. {against}")
 
 
 def is_encoder(path: Path) -> bool:

@@ -16,6 +16,7 @@ from arriero.app.script import scripted_model
 from arriero.app.served import fingerprint_of, serve_runner
 from arriero.app.torch import torch_model
 from arriero.config import Settings
+from arriero.core import Runner
 from arriero.errors import ConfigError
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
@@ -72,28 +73,30 @@ def _loaded(
     if settings.engine == "scripted":
         return scripted_model(settings)
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
-    choice = choose_engine(resolved.path, engine=settings.engine, weights=settings.weights, gpus=settings.gpus)
+    choice = choose_engine(
+        resolved.path,
+        engine=settings.engine,
+        weights=settings.weights,
+        gpus=settings.gpus,
+        adapters=bool(settings.lora or settings.lora_model),
+    )
     if settings.speculation and (choice.engine == "torch" or is_encoder(resolved.path)):
-        raise ConfigError("--speculation is for models that write text on the onnx engine")
+        raise ConfigError("--speculation is for models that write text on the native and onnx engines")
     if choice.engine == "torch":
         return torch_model(settings, resolved, choice, on_download)
     readable = replace(resolved, path=without_pickles(resolved.path, settings.cache, on_convert))
     if is_encoder(readable.path):
         return encoder_model(settings, readable, choice, on_convert)
-    return _onnx_model(settings, readable, choice, on_download, on_convert)
+    return _decoder_model(settings, readable, choice, on_download, on_convert)
 
 
-def _onnx_model(
+def _decoder_model(
     settings: Settings,
     resolved: Resolved,
     choice: Choice,
     on_download: Progress | None,
     on_convert: Callable[[int, int], None] | None,
 ) -> ServedModel:
-    # onnxruntime takes a while to import
-    from arriero.runners.onnx import load_runner
-    from arriero.runners.onnx.probe import signed_weights_are_exact
-
     checkpoint = open_checkpoint(resolved.path)
     context = _context(settings, checkpoint.config.context)
     adapters = open_adapters(settings, checkpoint, on_download)
@@ -104,22 +107,44 @@ def _onnx_model(
         raise AssertionError("The choice of an engine sends these to torch.")
     if settings.speculation and (adapters or weights == "int4"):
         raise ConfigError("--speculation needs weights in int8 or fp32, and no adapters")
-    runner = load_runner(
-        checkpoint,
-        weights=weights,
-        slots=settings.slots,
-        context=context,
-        threads=settings.threads or physical_cores(),
-        cache=settings.cache,
-        calibration=[
-            token
-            for token in calibration_tokens(vocabularies[0].tokenizer, checkpoint.config.context)
-            if token < checkpoint.config.vocab_size
-        ],
-        adapters=[each.adapter for each in adapters],
-        guesses=settings.speculation,
-        progress=on_convert,
-    )
+    calibration = [
+        token
+        for token in calibration_tokens(vocabularies[0].tokenizer, checkpoint.config.context)
+        if token < checkpoint.config.vocab_size
+    ]
+    threads = settings.threads or physical_cores()
+    # Either takes a while to import.
+    if choice.engine == "native":
+        from arriero.runners import native
+
+        runner: Runner = native.load_runner(
+            checkpoint,
+            slots=settings.slots,
+            context=context,
+            threads=threads,
+            cache=settings.cache,
+            calibration=calibration,
+            guesses=settings.speculation,
+            progress=on_convert,
+        )
+        computation = ["native"]
+    else:
+        from arriero.runners import onnx
+        from arriero.runners.onnx.probe import signed_weights_are_exact
+
+        runner = onnx.load_runner(
+            checkpoint,
+            weights=weights,
+            slots=settings.slots,
+            context=context,
+            threads=threads,
+            cache=settings.cache,
+            calibration=calibration,
+            guesses=settings.speculation,
+            adapters=[each.adapter for each in adapters],
+            progress=on_convert,
+        )
+        computation = [f"signed {signed_weights_are_exact()}" if weights == "int8" else "", version("onnxruntime")]
     card = ModelCard(
         name=settings.model_name or resolved.name,
         source=str(resolved.path),
@@ -131,10 +156,10 @@ def _onnx_model(
         weights=weights,
         invariant=runner.info.invariant,
         tasks=decoder_tasks(chats=vocabulary.template is not None, embeds=bool(runner.info.hidden_size)),
-        engine="onnx",
+        engine=choice.engine,
         engine_reason=choice.reason,
     )
-    logger.info("%s runs on the onnx engine (cpu, %s). %s", card.name, weights, choice.reason)
+    logger.info("%s runs on the %s engine (cpu, %s). %s", card.name, choice.engine, weights, choice.reason)
     model = serve_runner(
         settings,
         runner,
@@ -145,8 +170,7 @@ def _onnx_model(
             checkpoint.identity,
             *vocabulary.facts,
             weights,
-            f"signed {signed_weights_are_exact()}" if weights == "int8" else "",
-            version("onnxruntime"),
+            *computation,
         ),
         constraints=constraints_of([each.tokenizer for each in vocabularies]),
     )
@@ -155,7 +179,5 @@ def _onnx_model(
 
 def _context(settings: Settings, trained: int) -> int:
     if settings.context > trained:
-        raise ConfigError(
-            f"--context is {settings.context}, but the onnx engine computes this model for {trained} tokens at most"
-        )
+        raise ConfigError(f"--context is {settings.context}, but this model is computed for {trained} tokens at most")
     return settings.context or trained

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arriero.models.architecture import DecoderConfig
-from arriero.runners.native.step import BLOCK
+from arriero.runners.native.plan import BLOCK
 
 KEPT_TOKENS = 512
 """Memory of so many tokens stays with a slot that is freed, to be written again soon."""

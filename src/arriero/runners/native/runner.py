@@ -13,19 +13,22 @@ from arriero.core import Row, RunnerInfo, Want
 from arriero.models.architecture import DecoderConfig
 from arriero.models.decoders.rope import inverse_frequencies, rotation_scale
 from arriero.runners.native.cache import KeyValueCache
-from arriero.runners.native.step import BLOCK, Do, Operation, Plan, run
+from arriero.runners.native.instructions import LANES
+from arriero.runners.native.plan import BLOCK, Do, Operation, Plan
+from arriero.runners.native.step import run
 from arriero.runners.native.team import Team
-from arriero.runners.native.vectors import LANES, MOST_QUERIES, UNIT
+from arriero.runners.native.vectors import MOST_QUERIES, UNIT
 from arriero.runners.native.weights import EMBEDDINGS_FILE, STATES, Weights
 
 _PART = 16
 """Tokens of one row that a part of attention takes at most."""
 
+
 class NativeRunner:
     """A `Runner` on kernels of our own."""
 
     def __init__(
-        self, directory: Path, config: DecoderConfig, *, num_slots: int, context: int, threads: int, even_step: float
+        self, directory: Path, config: DecoderConfig, *, num_slots: int, context: int, threads: int, even_step: float, num_guesses: int = 0
     ) -> None:
         self._config = config
         self._weights = Weights(directory)
@@ -38,6 +41,7 @@ class NativeRunner:
             bytes_per_token=self._cache.bytes_per_token,
             invariant=True,
             hidden_size=config.hidden_size,
+            num_guesses=num_guesses,
         )
         angles = np.arange(context, dtype=np.float32)[:, None] * inverse_frequencies(config, local=False)
         scale = np.float32(rotation_scale(config, local=False))
@@ -57,6 +61,7 @@ class NativeRunner:
         self._plan = np.zeros(Plan.SIZE, np.int64)
         self._arrays: dict[Plan, NDArray[Any]] = {}
         self._describe(threads)
+        run(0, self._plan, self._program, self._reals)  # Of no tokens: compiled here rather than in the first request.
         self._team = Team(threads, lambda number: run(number, self._plan, self._program, self._reals))
 
     @property
@@ -70,7 +75,8 @@ class NativeRunner:
         first = 0
         for row in rows:
             count = len(row.tokens)
-            wanted.extend(range(*{Want.NOTHING: (0, 0), Want.LAST: (first + count - 1, first + count)}.get(row.want, (first, first + count))))
+            skipped = {Want.NOTHING: count, Want.LAST: count - 1, Want.ALL: 0}[row.want]
+            wanted.extend(range(first + skipped, first + count))
             first += count
         logits = self._room(Plan.LOGITS, (len(wanted), self._widths["logits"]), np.float32)
         self._run(rows, wanted)
@@ -184,7 +190,9 @@ class NativeRunner:
                 self._round(Plan.INNER, inner, widths["inner"]),
                 self._linear(Do.ADD, f"{layer}.down", inner, Plan.HIDDEN, widths["hidden"]),
             ]
-        operations.append(self._normalise("final_norm") | {Operation.ROWS: Plan.WANTED, Operation.CHOSEN: Plan.WANTED_TOKENS})
+        operations.append(
+            self._normalise("final_norm") | {Operation.ROWS: Plan.WANTED, Operation.CHOSEN: Plan.WANTED_TOKENS}
+        )
         operations.append(
             self._linear(Do.MULTIPLY, "head", hidden, Plan.LOGITS, widths["logits"]) | {Operation.ROWS: Plan.WANTED}
         )
@@ -231,8 +239,7 @@ class NativeRunner:
         array = self._arrays.get(place)
         if array is None or len(array) < shape[0] or array.shape[1:] != shape[1:]:
             size = max(shape[0], 1) if array is None else max(shape[0], 2 * len(array))
-            memory = np.zeros((size, *shape[1:]), kind)
-            self._arrays[place] = array = memory
+            self._arrays[place] = array = np.zeros((size, *shape[1:]), np.dtype(kind))
         self._plan[place] = array.ctypes.data
         return array[: shape[0]]
 

@@ -10,15 +10,12 @@ and every sum of floats runs in an order that neither the batch nor the chunk ha
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Any
-
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from arriero.runners.native.instructions import LANES
+from arriero.runners.native.plan import BLOCK, Do, Operation, Plan
 from arriero.runners.native.vectors import (
-    LANES,
     MOST_QUERIES,
     MOST_ROWS,
     UNIT,
@@ -30,6 +27,7 @@ from arriero.runners.native.vectors import (
     key_groups,
     largest,
     multiply,
+    pause,
     product,
     quantise,
     scores,
@@ -37,117 +35,14 @@ from arriero.runners.native.vectors import (
     set_halves16,
     set_int,
     set_product16,
-    set_shared,
     shared,
     softmax,
     square_sum,
     swiglu16,
 )
 
-BLOCK = 64
-"""Tokens whose keys and values lie together."""
 TOKENS = 96
 """Tokens that a part of a product takes at most."""
-
-
-class Plan(IntEnum):
-    """Places in the array that describes a step: sizes, and addresses of what it reads and writes."""
-
-    TOKENS = 0
-    WANTED = 1
-    PARTS = 2
-    """Parts of attention, each some neighbouring tokens of a row."""
-    OPERATIONS = 3
-    THREADS = 4
-    HEADS = 5
-    KV_HEADS = 6
-    HEAD_SIZE = 7
-    ROTARY_SIZE = 8
-    WIDTH = 9
-    """Bytes between rows of `BYTES`."""
-    SCRATCH_SIZE = 10
-    """Bytes that each thread has for itself."""
-    SCORES = 11
-    """Scores that a query has room for."""
-    BLOCK_BYTES = 12
-    LAYER_BYTES = 13
-    COUNTERS = 14
-    """int64: two an operation, a cache line each: parts taken, parts done."""
-    SCRATCH = 15
-    HIDDEN = 16
-    """float32 [tokens, hidden]: the residual stream."""
-    BYTES = 17
-    """uint8 [tokens, width]: rows as products read them."""
-    STEPS = 18
-    """float32 [tokens]: what those count in."""
-    QKV = 19
-    """float32 [tokens, qkv]: queries, keys and values."""
-    ATTENDED = 20
-    """float32 [tokens, heads * head]"""
-    INNER = 21
-    """float32 [tokens, inner]"""
-    LOGITS = 22
-    """float32 [wanted, vocabulary]"""
-    POSITIONS = 23
-    """int64 [tokens]"""
-    CACHES = 24
-    """int64 [tokens]: where the keys and values of each token's row begin."""
-    PART_FIRST = 25
-    """int64 [parts]: the first token of each part of attention."""
-    PART_COUNT = 26
-    WANTED_TOKENS = 27
-    """int64 [wanted]"""
-    COSINES = 28
-    SINES = 29
-    SIZE = 30
-
-
-class Do(IntEnum):
-    """What an operation does."""
-
-    NORMALISE = 0
-    """Rows of SOURCE, or those of them that CHOSEN counts up, normalised and rounded to bytes."""
-    ROUND = 1
-    """Rows of SOURCE rounded to bytes, each in steps of its own."""
-    MULTIPLY = 2
-    """A linear layer of the rows of bytes: OUT becomes the product."""
-    ADD = 3
-    """The same, but OUT grows by the product."""
-    GATE = 4
-    """The same, but of each unit's 32 outputs the first half gates the second."""
-    PLACE = 5
-    """Queries are made ready, keys and values go to the cache."""
-    ATTEND = 6
-
-
-class Operation(IntEnum):
-    """Columns of a program, whose rows are operations in their order. Arrays and counts are places in the plan, weights
-    addresses; 0 stands for what there is not."""
-
-    DO = 0
-    ROWS = 1
-    """What counts the rows."""
-    SOURCE = 2
-    CHOSEN = 3
-    OUT = 4
-    SOURCE_STRIDE = 5
-    """Elements between rows."""
-    OUT_STRIDE = 6
-    SIZE_IN = 7
-    UNITS = 8
-    WEIGHTS = 9
-    """Of a linear layer or a norm."""
-    SCALES = 10
-    SUMS = 11
-    BIAS = 12
-    LAYER = 13
-    WINDOW = 14
-    """Tokens that a token attends to; 0: all."""
-    TURNED = 15
-    """1 where positions turn queries and keys."""
-    QUERY_NORM = 16
-    KEY_NORM = 17
-    SIZE = 18
 
 
 _LINE = 64
@@ -158,6 +53,7 @@ _jit = njit(nogil=True, error_model="numpy", cache=True)
 
 @_jit
 def padded(size, multiple):
+    """A size made a multiple of another."""
     return (size + multiple - 1) // multiple * multiple
 
 
@@ -169,7 +65,7 @@ def _take(counters, parts):
         if part < parts:
             return part
     while shared(counters + _LINE) < parts:
-        pass
+        pause()
     return -1
 
 
@@ -226,13 +122,9 @@ def _write_product(sums, rows, unit, scales, corrections, steps, bias, out, stri
             target = products
         for half in range(0, 4 * UNIT, 4 * LANES):
             if do == Do.ADD:
-                add_product16(
-                    products + half, corrections + place + half, scales + place + half, step, target + half
-                )
+                add_product16(products + half, corrections + place + half, scales + place + half, step, target + half)
             else:
-                set_product16(
-                    products + half, corrections + place + half, scales + place + half, step, target + half
-                )
+                set_product16(products + half, corrections + place + half, scales + place + half, step, target + half)
         if bias != 0:
             values, summands = floats(target, UNIT), floats(bias + place, UNIT)
             for index in range(UNIT):
@@ -326,7 +218,9 @@ def _attend_part(plan, operation, first, count, kv_head, scratch):
     group, window = heads // kv_heads, operation[Operation.WINDOW]
     qkv_width, width = padded((heads + 2 * kv_heads) * size, UNIT), padded(heads * size, LANES)
     keys = (
-        int_at(plan[Plan.CACHES] + 8 * first) + operation[Operation.LAYER] * plan[Plan.LAYER_BYTES] + kv_head * 4 * BLOCK * size
+        int_at(plan[Plan.CACHES] + 8 * first)
+        + operation[Operation.LAYER] * plan[Plan.LAYER_BYTES]
+        + kv_head * 4 * BLOCK * size
     )
     position = int_at(plan[Plan.POSITIONS] + 8 * first)
     stride = 4 * plan[Plan.SCORES]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import numpy as np
-
 
 class Team:
     """Threads beside the calling one, which run the same function as it, and sleep meanwhile."""

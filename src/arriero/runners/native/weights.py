@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint
+from arriero.runners.native.instructions import LANES
+from arriero.runners.native.vectors import UNIT
 from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
-from arriero.runners.native.vectors import LANES, UNIT
 
 WEIGHTS_FILE = "weights.bin"
 INDEX_FILE = "weights.json"
@@ -88,7 +89,9 @@ def _write_layer(writer: _Writer, checkpoint: Checkpoint, layer: int, even_step:
 
 def _interleave(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sixteen outputs of one, sixteen of the other, and so on; both padded with zeros to whole sixteens."""
-    pairs = [np.pad(each, [(0, -len(each) % LANES), (0, 0)]).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)]
+    pairs = [
+        np.pad(each, [(0, -len(each) % LANES), (0, 0)]).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)
+    ]
     return np.concatenate(pairs, axis=1).reshape(-1, gate.shape[1])
 
 

@@ -58,7 +58,7 @@ def load_runner(
                 f"Adapters over attention heads of {checkpoint.config.head_dim} elements are not computed by onnx."
             )
         checkpoint = PaddedCheckpoint(checkpoint)
-    form = _format(weights, checkpoint.config)
+    form = format_of(weights, checkpoint.config)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
     if form.smooth:
         key["calibration"] = " ".join(map(str, calibration))
@@ -93,16 +93,25 @@ def _convert(
     directory: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    source = checkpoint
-    if form.smooth:
-        source = smoothed = SmoothedCheckpoint(checkpoint, rotated=form.rotated)
-        if calibration:
-            with tempfile.TemporaryDirectory(dir=directory) as observed:
-                build_decoder(smoothed, form, Path(observed), observed=True)
-                reach = smoothed.original_reach(observe(Path(observed), smoothed.config, calibration))
-            np.save(directory / _REACH_FILE, reach)
-            source = SmoothedCheckpoint(checkpoint, reach, rotated=form.rotated)
+    source = smoothed(checkpoint, form, calibration, directory) if form.smooth else checkpoint
     build_decoder(source, form, directory, progress)
+
+
+def smoothed(
+    checkpoint: Checkpoint, form: Format, calibration: Sequence[int], directory: Path
+) -> SmoothedCheckpoint:
+    """The checkpoint in coordinates that suit a format; a graph in `directory` reads the `calibration`, if any.
+
+    What was observed stays there, for adapters that come later.
+    """
+    smooth = SmoothedCheckpoint(checkpoint, rotated=form.rotated)
+    if not calibration:
+        return smooth
+    with tempfile.TemporaryDirectory(dir=directory) as observed:
+        build_decoder(smooth, form, Path(observed), observed=True)
+        reach = smooth.original_reach(observe(Path(observed), smooth.config, calibration))
+    np.save(directory / _REACH_FILE, reach)
+    return SmoothedCheckpoint(checkpoint, reach, rotated=form.rotated)
 
 
 def _reach(directory: Path) -> list[NDArray[np.float32]] | None:
@@ -111,7 +120,8 @@ def _reach(directory: Path) -> list[NDArray[np.float32]] | None:
     return list(np.load(file)) if file.exists() else None
 
 
-def _format(weights: WeightFormat, config: DecoderConfig) -> Format:
+def format_of(weights: WeightFormat, config: DecoderConfig) -> Format:
+    """The format of that name for a model, on this machine."""
     if weights == "fp32":
         return Fp32()
     if weights == "int4":

@@ -1,0 +1,108 @@
+"""From a checkpoint to a runner on kernels of our own: convert once, compile once, open."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arriero.errors import UnsupportedModel
+from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
+from arriero.models.cache import converted
+
+if TYPE_CHECKING:
+    from arriero.runners.native.runner import NativeRunner
+
+EVEN_STEP = 4.0 / 127
+"""What normalised rows count in, which have a mean square of 1: bytes reach four standard deviations."""
+_LANES = 16
+
+
+def reason_against(config: DecoderConfig) -> str | None:
+    """Why the kernels do not compute a decoder, in a sentence; None where they do."""
+    if config.norms != PRE_NORMS:
+        return "Its layers have norms behind their branches."
+    if config.activation != "silu" or config.mlp_bias:
+        return "Its MLP has another activation than SiLU, or biases."
+    if config.qk_norm == "projection":
+        return "It normalises the queries of all heads together."
+    if config.attention_softcap is not None or config.logits_softcap is not None:
+        return "It bounds logits by tanh."
+    if config.local_rope_theta is not None:
+        return "Its layers with windows have positions of their own."
+    if config.head_dim % _LANES:
+        return f"Its heads have {config.head_dim} elements, which is no multiple of {_LANES}."
+    return None
+
+
+def is_fast() -> bool:
+    """Whether this processor has the instructions that the kernels were made for, and numba is installed."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    import llvmlite.binding
+
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+
+
+def load_runner(
+    checkpoint: Checkpoint,
+    *,
+    slots: int,
+    context: int,
+    threads: int,
+    cache: Path,
+    calibration: Sequence[int] = (),
+    guesses: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> NativeRunner:
+    """A runner for a checkpoint with int8 weights, from what was converted into `cache` at the first call.
+
+    `slots`, `context`, `threads`, `calibration`, `guesses` and `progress` as `arriero.runners.onnx.load_runner` has them.
+
+    Raises:
+        UnsupportedModel: the kernels do not compute this architecture.
+        ModelLoadError: a tensor is missing or misshapen, or the cache cannot be written.
+    """
+    if (reason := reason_against(checkpoint.config)) is not None:
+        raise UnsupportedModel(f"The native engine does not compute this model. {reason}")
+    _keep_compiled(cache / "kernels")
+    from arriero.runners.native.runner import NativeRunner
+
+    key = {"checkpoint": checkpoint.identity, "engine": "native", "weights": "int8"}
+    key["calibration"] = " ".join(map(str, calibration))
+    directory = converted(cache, key, lambda empty: _convert(checkpoint, calibration, empty, progress))
+    return NativeRunner(
+        directory,
+        checkpoint.config,
+        num_slots=slots,
+        context=context,
+        threads=threads,
+        even_step=EVEN_STEP,
+        num_guesses=guesses,
+    )
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    calibration: Sequence[int],
+    directory: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    # The graph is needed only to see what a text does to the model.
+    from arriero.runners.native.weights import write_weights
+    from arriero.runners.onnx.load import format_of, smoothed
+
+    source = smoothed(checkpoint, format_of("int8", checkpoint.config), calibration, directory)
+    write_weights(source, directory, EVEN_STEP, progress)
+
+
+def _keep_compiled(directory: Path) -> None:
+    """Let numba keep what it compiles in `directory`, apart from what other versions of the kernels became."""
+    import numba
+    from numba.core import config
+
+    sources = (Path(__file__).with_name(name) for name in ("instructions.py", "plan.py", "step.py", "vectors.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    config.CACHE_DIR = str(directory / f"{numba.__version__}-{digest}")
