@@ -101,7 +101,7 @@ async def test_every_filter_copes_with_tokens_that_an_adapter_does_not_know(base
     """Rows of the base in a batch whose vocabulary is larger end in negative infinities."""
     places = {"resized": str(write_tokenizer(adapter("resized"), 307))}
     settings = Settings(base_model=str(base), lora=places, cache=cache, slots=8, threads=1)
-    alone = Settings(base_model=str(base), cache=cache, slots=8, threads=1)
+    alone = Settings(base_model=str(base), cache=cache, slots=8, threads=1, engine="onnx")
     parameters: list[dict[str, Any]] = [
         {"typical_p": 0.9, "temperature": 1, "seed": 1},
         {"min_p": 0.01, "temperature": 1.5, "seed": 1},

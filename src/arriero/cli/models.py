@@ -129,7 +129,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
     known = describe(path)
     engine, reason = _choice(path)
-    writes = engine == "onnx" and "completion" in known.tasks
+    writes = engine in ("native", "onnx") and "completion" in known.tasks
     forms = {form: size for form, size in BYTES_PER_WEIGHT.items() if writes or form != "int4"}
     weights = known.parameters and {form: round(known.parameters * size) for form, size in forms.items()}
     return {

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arriero.errors import UnsupportedModel
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
@@ -105,4 +105,5 @@ def _keep_compiled(directory: Path) -> None:
 
     sources = (Path(__file__).with_name(name) for name in ("instructions.py", "plan.py", "step.py", "vectors.py"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    config.CACHE_DIR = str(directory / f"{numba.__version__}-{digest}")
+    settings: Any = config
+    settings.CACHE_DIR = str(directory / f"{numba.__version__}-{digest}")

@@ -97,9 +97,7 @@ def _convert(
     build_decoder(source, form, directory, progress)
 
 
-def smoothed(
-    checkpoint: Checkpoint, form: Format, calibration: Sequence[int], directory: Path
-) -> SmoothedCheckpoint:
+def smoothed(checkpoint: Checkpoint, form: Format, calibration: Sequence[int], directory: Path) -> SmoothedCheckpoint:
     """The checkpoint in coordinates that suit a format; a graph in `directory` reads the `calibration`, if any.
 
     What was observed stays there, for adapters that come later.
