@@ -59,7 +59,7 @@ def load_runner(
 ) -> NativeRunner:
     """A runner for a checkpoint with int8 weights, from what was converted into `cache` at the first call.
 
-    `slots`, `context`, `threads`, `calibration`, `guesses` and `progress` as `arriero.runners.onnx.load_runner` has them.
+    The other arguments are as `arriero.runners.onnx.load_runner` has them.
 
     Raises:
         UnsupportedModel: the kernels do not compute this architecture.

@@ -28,7 +28,15 @@ class NativeRunner:
     """A `Runner` on kernels of our own."""
 
     def __init__(
-        self, directory: Path, config: DecoderConfig, *, num_slots: int, context: int, threads: int, even_step: float, num_guesses: int = 0
+        self,
+        directory: Path,
+        config: DecoderConfig,
+        *,
+        num_slots: int,
+        context: int,
+        threads: int,
+        even_step: float,
+        num_guesses: int = 0,
     ) -> None:
         self._config = config
         self._weights = Weights(directory)
