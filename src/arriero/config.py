@@ -174,7 +174,7 @@ class Settings(BaseModel):
         "SQLite file of keys and usage.",
     )
 
-    engine: Literal["auto", "onnx", "torch", "scripted"] = _setting(
+    engine: Literal["auto", "native", "onnx", "torch", "scripted"] = _setting(
         "Engine",
         "auto",
         "What computes the answers; auto: native where it is fast, else onnx, torch where it must; scripted: no model.",
