@@ -362,6 +362,8 @@ class RunnerInfo:
     """Memory that one token's keys and values take, over all layers."""
     invariant: bool
     """True when a row's logits do not depend on which other rows share its step or how its prompt was cut."""
+    alike: bool = False
+    """True when a token leaves the same bits in its slot whether it came alone, as sampled ones do, or in a prompt."""
     min_prompt_chunk: int = 1
     """Prompts of at least this many tokens must be cut into chunks of at least this many, for `invariant` to hold."""
     chunked_prefill: bool = True

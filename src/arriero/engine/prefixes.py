@@ -3,7 +3,8 @@
 What is shared is what was computed as part of a prompt. Tokens that were sampled are not: a runner may compute them
 another way (attention sums in another order for one token than for several), and an answer must not depend on who came
 before. But who asked may go on from the answer, so it is read as part of a prompt while there is nothing else to do
-(`unread`). Where the runner promises no invariance anyway, an answer is kept as it was computed.
+(`unread`). Where the runner computes both alike, or promises no invariance anyway, an answer is kept as it was
+computed.
 """
 
 from __future__ import annotations

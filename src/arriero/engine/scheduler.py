@@ -98,7 +98,8 @@ class Scheduler:
         self._encodings_first = False
         self._short: list[Sequence] = []  # those that wait for more tokens of the budget
         can_share = info.chunked_prefill and info.truncation and not info.source_context
-        kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk, with_answers=not info.invariant)
+        with_answers = info.alike or not info.invariant
+        kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk, with_answers=with_answers)
         self._room = Room(info.num_slots, token_budget, kept)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
         self._guessed: list[Sequence] = []  # their slots hold more than what was right

@@ -15,7 +15,7 @@ from arriero.models.decoders.rope import inverse_frequencies, rotation_scale
 from arriero.runners.native.cache import KeyValueCache
 from arriero.runners.native.instructions import LANES
 from arriero.runners.native.plan import BLOCK, Do, Operation, Plan
-from arriero.runners.native.step import run
+from arriero.runners.native.step import COUNTER_BYTES, ENDED, run
 from arriero.runners.native.team import Team
 from arriero.runners.native.vectors import MOST_QUERIES, UNIT
 from arriero.runners.native.weights import EMBEDDINGS_FILE, STATES, Weights
@@ -48,6 +48,7 @@ class NativeRunner:
             vocab_size=config.vocab_size,
             bytes_per_token=self._cache.bytes_per_token,
             invariant=True,
+            alike=True,
             hidden_size=config.hidden_size,
             num_guesses=num_guesses,
         )
@@ -123,6 +124,23 @@ class NativeRunner:
         self._team.close()
         self._cache.close()
 
+    def shares(self) -> dict[str, float]:
+        """How the last step's time was divided among kinds of operations, without what came before the first one's end.
+
+        Products go by what they read and write. The shares add up to 1.
+        """
+        ends = self._arrays[Plan.COUNTERS].reshape(len(self._program), -1)[:, ENDED // 8]
+        spent: dict[str, float] = {}
+        for operation, duration in zip(self._program[1:], np.diff(ends), strict=True):
+            kind = Do(operation[Operation.DO]).name.lower()
+            if operation[Operation.OUT]:
+                kind = f"product to {Plan(operation[Operation.OUT]).name.lower()}"
+                if kind.endswith("hidden"):
+                    kind += f" from {operation[Operation.SIZE_IN]}"
+            spent[kind] = spent.get(kind, 0.0) + float(duration)
+        total = sum(spent.values())
+        return {kind: duration / total for kind, duration in spent.items()}
+
     def _run(self, rows: Sequence[Row], wanted: Sequence[int]) -> None:
         """Append every row's tokens to its slot, and put the logits of wanted tokens into the plan's array."""
         plan, config = self._plan, self._config
@@ -173,7 +191,7 @@ class NativeRunner:
         plan[Plan.BLOCK_BYTES], plan[Plan.LAYER_BYTES] = self._cache.block_bytes, self._cache.layer_bytes
         plan[Plan.THREADS], plan[Plan.OPERATIONS] = threads, len(self._program)
         plan[Plan.WIDTH] = self._widths["bytes"]
-        self._room(Plan.COUNTERS, (16 * len(self._program),), np.int64)
+        self._room(Plan.COUNTERS, (COUNTER_BYTES // 8 * len(self._program),), np.int64)
 
     def _write_program(self) -> NDArray[np.int64]:
         config, widths = self._config, self._widths

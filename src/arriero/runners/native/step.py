@@ -35,10 +35,12 @@ from arriero.runners.native.vectors import (
     set_halves16,
     set_int,
     set_product16,
+    set_shared,
     shared,
     softmax,
     square_sum,
     swiglu16,
+    ticks,
 )
 
 TOKENS = 96
@@ -46,6 +48,10 @@ TOKENS = 96
 
 
 _LINE = 64
+COUNTER_BYTES = 2 * _LINE
+"""Of each operation: parts taken, and when it ended, and in a cache line of their own parts done."""
+ENDED = 8
+"""Where among them the processor's clock stands as it was when the last thread left the operation."""
 FEW_GROUPS, MANY_GROUPS = key_groups(3), key_groups(MOST_QUERIES)
 
 _jit = njit(nogil=True, error_model="numpy", cache=True)
@@ -66,6 +72,7 @@ def _take(counters, parts):
             return part
     while shared(counters + _LINE) < parts:
         pause()
+    set_shared(counters + ENDED, ticks())
     return -1
 
 
@@ -349,7 +356,7 @@ def run(thread, plan, program, reals):
     epsilon, even_step, attention_scale = reals[0], reals[1], reals[2]
     scratch = plan[Plan.SCRATCH] + thread * plan[Plan.SCRATCH_SIZE]
     for index in range(plan[Plan.OPERATIONS]):
-        operation, counters = program[index], plan[Plan.COUNTERS] + 2 * _LINE * index
+        operation, counters = program[index], plan[Plan.COUNTERS] + COUNTER_BYTES * index
         do = operation[Operation.DO]
         if do == Do.NORMALISE:
             _normalise(counters, plan, operation, epsilon, even_step, scratch)

@@ -341,6 +341,12 @@ def pause(code: Code) -> None:
         code.call("llvm.x86.sse2.pause", ir.VoidType(), [])
 
 
+@operation(INT)
+def ticks(code: Code) -> ir.Value:
+    """The processor's clock."""
+    return code.call("llvm.readcyclecounter", I64, [])
+
+
 @operation(INT, INT)
 def int_at(code: Code, address: ir.Value) -> ir.Value:
     """An int64."""
