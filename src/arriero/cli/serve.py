@@ -147,6 +147,7 @@ def _announce(pool: Pool, settings: config.Settings, url: str, *, keyed: bool) -
         path, body = "completions", {"model": name, "prompt": "Once upon a time", "max_tokens": 32}
     else:
         path = "chat/completions"
-        body = {"model": name, "messages": [{"role": "user", "content": "Tell me a joke."}]}
+        # A small model that is asked without a limit may ramble for minutes.
+        body = {"model": name, "messages": [{"role": "user", "content": "Tell me a joke."}], "max_tokens": 128}
     headers = f"-H 'Content-Type: application/json'{key}"
     print(f"curl {through}{url}/v1/{path} {headers} -d {shlex.quote(json.dumps(body))}", flush=True)
