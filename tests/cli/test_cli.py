@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,10 +32,11 @@ def test_help_names_the_commands(call):
 def test_help_of_serve_shows_every_setting_in_all_its_forms(call):
     finished = call("serve", "--help")
     assert finished.status == 0
+    shown = re.sub(r"[│\s]", "", finished.stdout)  # Long words, such as paths, are broken.
     for name, field in config.in_one_word().items():
         assert config.flag(name) in finished.stdout
         assert config.variable(name) in finished.stdout
-        assert config.default(field) in finished.stdout
+        assert re.sub(r"\s", "", config.default(field)) in shown
     assert "auto|int8|int4|fp32" in finished.stdout
 
 

@@ -55,7 +55,7 @@ async def test_a_loop_that_is_late_all_the_time_is_told_from_one_that_was_once(m
 async def test_an_engine_that_hangs_makes_the_server_not_alive(
     serve: Callable[..., Awaitable[Any]], monkeypatch: Any
 ) -> None:
-    served = await serve(stall_limit=0.1)
+    served = await serve(stall_limit=0.1, pace=1000.0)  # A pace takes a thread, and leaves the loop to others.
     assert (await served.client.get("/health/live")).status_code == 200
     hang = asyncio.Event()
     loop = asyncio.get_running_loop()
