@@ -33,8 +33,10 @@ from arriero.pool import Pool, ServedModel
 from hub_server import Hub, serving
 from references.vocabularies import unpack
 
-# Before anything asks for it: tests know no keys of whoever runs them, and write nobody's usage.
-os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="arriero-tests-")
+# Before anything asks for it: tests know no keys of whoever runs them, and write nobody's usage. Once, though this file
+# may be imported under two names.
+if "arriero-tests-" not in os.environ.get("XDG_DATA_HOME", ""):
+    os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="arriero-tests-")
 
 
 @dataclass

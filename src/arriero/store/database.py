@@ -7,6 +7,7 @@ reaches the disk: what was committed survives the process, and at worst the last
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def open_database(path: Path, *, wait: float = 5.0) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"cannot open the store {path}: {_reason(error)}") from None
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection, wait)
         connection.execute("PRAGMA synchronous = NORMAL")
         _migrate(connection, path)
     except sqlite3.Error as error:
@@ -76,6 +77,19 @@ def open_database(path: Path, *, wait: float = 5.0) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _use_wal(connection: sqlite3.Connection, wait: float) -> None:
+    """Write ahead, as all connections do. SQLite does not wait by itself while another one ends and tidies up."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
