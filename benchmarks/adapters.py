@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from arriero.config import load
-from arriero.core import Row, Runner, Want
+from arriero.compute import Row, Runner, Want
+from arriero.config_sources import load
 from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint
 from arriero.models.checkpoint import open_checkpoint

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
-from arriero import config
+from arriero import config_sources
 from arriero.models.sources.resolve import resolve
 from contestants import FLASH, Contestant, line_up, llama, put, standing
 from figures import Figures, Verdict, best, chosen, parser
@@ -145,7 +145,7 @@ def main() -> None:
     arguments.add_argument("--tune", action="store_true", help="compare llama.cpp's flags at 16 clients")
     arguments.add_argument("--peers", action="store_true", help="OpenVINO GenAI too, which is installed for it")
     given = arguments.parse_args()
-    cache = config.load({}).cache
+    cache = config_sources.load({}).cache
     source = resolve(None, cache).path
     if given.tune:
         file = llama_cpp.model_files(source, cache / "benchmarks")["Q4_0"]

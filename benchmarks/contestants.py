@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from arriero import config
+from arriero import config_sources
 from arriero.bench.load import Load, Result, run
 from arriero.models.sources.resolve import resolve
 from machine import THREADS, quietly, serve_arriero
@@ -87,7 +87,7 @@ def line_up(
     *, weights: Iterable[str] = ("int8", "int4"), files: Iterable[str] = LLAMA_FILES, prompt_cache: bool = False
 ) -> list[Contestant]:
     """Arriero in several formats and llama.cpp with several files, all of the catalog's default model."""
-    cache = config.load({}).cache
+    cache = config_sources.load({}).cache
     paths = llama_cpp.model_files(resolve(None, cache).path, cache / "benchmarks")
     ours = [arriero(each) for each in weights]
     return ours + [llama(f"llama.cpp {kind}", paths[kind], cache, prompt_cache=prompt_cache) for kind in files]

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from arriero import config
+from arriero import config_sources
 from arriero.bench.words import prompt
 from arriero.models.sources.resolve import resolve
 from machine import THREADS, busy_seconds, machine, own_seconds, serve_arriero, wait_for_quiet
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    path = resolve(arguments.model, config.load({}).cache).path
+    path = resolve(arguments.model, config_sources.load({}).cache).path
     about = machine(torch=torch.__version__, **{REFERENCE: version(REFERENCE)})
     print(json.dumps(about, indent=2), file=sys.stderr)
     with ExitStack() as stack:

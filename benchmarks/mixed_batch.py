@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero import config
-from arriero.core import Event, GenerationRequest, Row, Runner, RunnerInfo, Sampling, Token, Want
+from arriero import config_sources
+from arriero.compute import Row, Runner, RunnerInfo, Want
+from arriero.core import Event, GenerationRequest, Sampling, Token
 from arriero.engine.local import LocalEngine
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
@@ -153,7 +154,7 @@ def contestants_of(
 
 def run(rounds: int) -> dict[str, Any]:
     """Load the model, measure with it and without it."""
-    cache = config.load({}).cache
+    cache = config_sources.load({}).cache
     path = resolve(None, cache).path
     checkpoint, tokenizer = open_checkpoint(path), load_tokenizer(path)
     calibration = calibration_tokens(tokenizer, checkpoint.config.context)

@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llama_cpp
-from arriero import config
-from arriero.core import Row, Runner, Want
+from arriero import config_sources
+from arriero.compute import Row, Runner, Want
 from arriero.models.calibration import calibration_tokens
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.sources.resolve import resolve
@@ -151,7 +151,7 @@ def windows_of(tokens: Sequence[int], num_tokens: int) -> list[list[int]]:
 
 def measure(text: str, num_tokens: int, work: Path) -> dict[str, float]:
     """Perplexity by name."""
-    settings = config.load({})
+    settings = config_sources.load({})
     path = resolve(None, settings.cache).path
     tokenizer = load_tokenizer(path)
     windows = windows_of(tokenizer.encode(text), num_tokens)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_480, help="how many to score, at least (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
-    downloads = config.load({}).cache / "benchmarks"
+    downloads = config_sources.load({}).cache / "benchmarks"
     downloads.mkdir(parents=True, exist_ok=True)
     text = arguments.text.read_text("utf-8") if arguments.text else documentation(downloads)
     with tempfile.TemporaryDirectory(prefix="arriero-quality-") as work:

@@ -21,7 +21,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from arriero import config
+from arriero import config_sources
 from arriero.models.sources.resolve import resolve
 from contestants import Contestant, arriero, by_turns, llama, put, standing
 from figures import Figures, Verdict, best, chosen, medians, parser
@@ -112,7 +112,7 @@ def main() -> None:
     arguments.add_argument("--clients", default="1,8", help="numbers of clients, with commas")
     arguments.add_argument("--layers", type=int, default=16, help="layers of the model (default 16)")
     given = arguments.parse_args()
-    cache = config.load({}).cache
+    cache = config_sources.load({}).cache
     tokenizer = resolve(None, cache).path
     files = {
         kind: write_model(tokenizer, cache / "benchmarks" / f"random-{given.layers}.{kind}.gguf", kind, given.layers)

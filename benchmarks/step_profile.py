@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arriero import config
-from arriero.core import Row
+from arriero import config_sources
+from arriero.compute import Row
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.checkpoint import open_checkpoint
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=150)
     parser.add_argument("--repetitions", type=int, default=30)
     arguments = parser.parse_args()
-    cache: Path = config.load({}).cache
+    cache: Path = config_sources.load({}).cache
     path = resolve(arguments.model, cache).path
     checkpoint = open_checkpoint(path)
     tokens = calibration_tokens(load_tokenizer(path), checkpoint.config.context)

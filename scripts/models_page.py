@@ -12,7 +12,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from arriero.core import Row, Want  # noqa: E402
+from arriero.compute import Row, Want  # noqa: E402
 from arriero.models.checkpoint import open_checkpoint  # noqa: E402
 from arriero.models.decoders.families import ARCHITECTURES  # noqa: E402
 from arriero.models.decoders.gguf_families import ARCHITECTURES as GGUF_ARCHITECTURES  # noqa: E402

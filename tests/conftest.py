@@ -24,7 +24,8 @@ from arriero.api.application import application
 from arriero.api.generation import Delivery
 from arriero.app import load as load_model
 from arriero.app.web import create_app
-from arriero.config import Settings, load
+from arriero.config import Settings
+from arriero.config_sources import load
 from arriero.core import EngineStats
 from arriero.gateway.entrance import Entrance
 from arriero.models.sources.catalog import DEFAULT_MODEL

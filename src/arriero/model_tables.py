@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from arriero.config import Settings, complaint, flag, group, suggestion
+from arriero.config import Settings, flag, group
+from arriero.config_sources import complaint, suggestion
 from arriero.errors import ConfigError
 
 _GROUPS = ("Model", "Engine", "Scripted engine")

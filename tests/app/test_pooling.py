@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from arriero import config
+from arriero import config_sources
 from arriero.app.front import Front
 from arriero.app.pooling import _estimate, open_pool
 from arriero.app.web import open_api
@@ -37,7 +37,7 @@ name = "two"
 async def serving(directory: Path, text: str) -> AsyncIterator[tuple[httpx.AsyncClient, Pool]]:
     file = directory / "arriero.toml"
     file.write_text(text)
-    settings = config.load({"config": str(file)}, {})
+    settings = config_sources.load({"config": str(file)}, {})
     pool = await open_pool(settings)
     front = Front(settings, Ledger(None), closed=False)
     open_api(front, settings, pool)

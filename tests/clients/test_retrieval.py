@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from arriero.config import Settings, load
+from arriero.config import Settings
+from arriero.config_sources import load
 from conftest import live_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "embeddings.md"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from arriero import config
+from arriero import config, config_sources
 from arriero.errors import ConfigError
 
 
@@ -13,7 +13,7 @@ def toml(directory: Path, text: str) -> str:
 
 
 def test_every_setting_has_a_default():
-    settings = config.load({}, {})
+    settings = config_sources.load({}, {})
     assert settings.host == "127.0.0.1"
     assert settings.port == 8000
     assert settings.model is None
@@ -22,32 +22,32 @@ def test_every_setting_has_a_default():
 
 def test_flags_over_variables_over_file_over_default(tmp_path):
     file = toml(tmp_path, "slots = 1\nport = 1\nmax_queue = 1\n")
-    settings = config.load({"config": file, "slots": "3"}, {"ARRIERO_SLOTS": "2", "ARRIERO_PORT": "2"})
+    settings = config_sources.load({"config": file, "slots": "3"}, {"ARRIERO_SLOTS": "2", "ARRIERO_PORT": "2"})
     assert (settings.slots, settings.port, settings.max_queue, settings.threads) == (3, 2, 1, 0)
     assert str(settings.config) == file
 
 
 def test_the_file_can_be_named_by_a_variable(tmp_path):
-    assert config.load({}, {"ARRIERO_CONFIG": toml(tmp_path, 'weights = "fp32"')}).weights == "fp32"
+    assert config_sources.load({}, {"ARRIERO_CONFIG": toml(tmp_path, 'weights = "fp32"')}).weights == "fp32"
 
 
 def test_a_flag_names_another_file_than_the_variable(tmp_path):
     file = toml(tmp_path, "slots = 5")
-    assert config.load({"config": file}, {"ARRIERO_CONFIG": "/nowhere.toml"}).slots == 5
+    assert config_sources.load({"config": file}, {"ARRIERO_CONFIG": "/nowhere.toml"}).slots == 5
 
 
 def test_a_variable_set_to_nothing_is_not_set():
-    assert config.load({}, {"ARRIERO_MODEL_NAME": ""}).model_name is None
+    assert config_sources.load({}, {"ARRIERO_MODEL_NAME": ""}).model_name is None
 
 
 def test_settings_are_frozen():
-    settings = config.load({}, {})
+    settings = config_sources.load({}, {})
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1
 
 
 def test_home_and_sizes_are_understood():
-    settings = config.load({"cache": "~/models", "body_limit": "2MiB"}, {})
+    settings = config_sources.load({"cache": "~/models", "body_limit": "2MiB"}, {})
     assert settings.cache == Path.home() / "models"
     assert settings.body_limit == 2 * 2**20
 
@@ -68,13 +68,13 @@ def test_home_and_sizes_are_understood():
 )
 def test_an_impossible_flag_is_named(flags, message):
     with pytest.raises(ConfigError) as error:
-        config.load(flags, {})
+        config_sources.load(flags, {})
     assert message in str(error.value)
 
 
 def test_every_impossible_value_is_named_at_once():
     with pytest.raises(ConfigError, match=r"--port is .*; ARRIERO_SLOTS is '0', expected a whole number from 1"):
-        config.load({"port": "-1"}, {"ARRIERO_SLOTS": "0"})
+        config_sources.load({"port": "-1"}, {"ARRIERO_SLOTS": "0"})
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_every_impossible_value_is_named_at_once():
 def test_an_impossible_file_is_named(tmp_path, text, message):
     file = toml(tmp_path, text)
     with pytest.raises(ConfigError) as error:
-        config.load({"config": file}, {})
+        config_sources.load({"config": file}, {})
     assert message.format(file) in str(error.value)
 
 
@@ -101,7 +101,7 @@ def test_an_unknown_variable_is_named():
     with pytest.raises(
         ConfigError, match=r"ARRIERO_SLOTZ in the environment is no setting \(did you mean ARRIERO_SLOTS"
     ):
-        config.load({}, {"ARRIERO_SLOTZ": "3", "PATH": "/bin"})
+        config_sources.load({}, {"ARRIERO_SLOTZ": "3", "PATH": "/bin"})
 
 
 @pytest.mark.parametrize("name", config.Settings.model_fields)
@@ -119,47 +119,47 @@ LIMITS = {"prompt": 0, "tokens": 0, "n": 128, "logprobs": 20}
 @pytest.mark.parametrize(("name", "default"), LIMITS.items())
 def test_the_limits_of_requests_have_langports_names(tmp_path, name, default):
     key = f"completion_max_{name}"
-    assert getattr(config.load({}, {}), key) == default
-    assert getattr(config.load({}, {f"COMPLETION_MAX_{name.upper()}": "7"}), key) == 7
-    assert getattr(config.load({"config": toml(tmp_path, f"{key} = 8")}, {}), key) == 8
-    assert getattr(config.load({key: "9"}, {f"COMPLETION_MAX_{name.upper()}": "7"}), key) == 9
+    assert getattr(config_sources.load({}, {}), key) == default
+    assert getattr(config_sources.load({}, {f"COMPLETION_MAX_{name.upper()}": "7"}), key) == 7
+    assert getattr(config_sources.load({"config": toml(tmp_path, f"{key} = 8")}, {}), key) == 8
+    assert getattr(config_sources.load({key: "9"}, {f"COMPLETION_MAX_{name.upper()}": "7"}), key) == 9
     with pytest.raises(ConfigError, match=f"COMPLETION_MAX_{name.upper()} is 'x', expected a whole number"):
-        config.load({}, {f"COMPLETION_MAX_{name.upper()}": "x"})
+        config_sources.load({}, {f"COMPLETION_MAX_{name.upper()}": "x"})
 
 
 def test_a_limit_that_is_none_is_named():
     with pytest.raises(ConfigError, match=r"COMPLETION_MAX_TOKEN in .* \(did you mean COMPLETION_MAX_TOKENS\?\)"):
-        config.load({}, {"COMPLETION_MAX_TOKEN": "3"})
+        config_sources.load({}, {"COMPLETION_MAX_TOKEN": "3"})
 
 
 def test_a_profile_brings_its_port():
-    assert config.load({"profile": "alpaca"}, {}).port == 19327
-    assert config.load({"profile": "alpaca", "port": "0"}, {}).port == 0
-    assert config.load({}, {"ARRIERO_PROFILE": "alpaca"}).host == "127.0.0.1"
+    assert config_sources.load({"profile": "alpaca"}, {}).port == 19327
+    assert config_sources.load({"profile": "alpaca", "port": "0"}, {}).port == 0
+    assert config_sources.load({}, {"ARRIERO_PROFILE": "alpaca"}).host == "127.0.0.1"
     with pytest.raises(ConfigError, match="did you mean alpaca"):
-        config.load({"profile": "alpaka"}, {})
+        config_sources.load({"profile": "alpaka"}, {})
 
 
 def test_adapters_come_as_flags_a_variable_or_a_table(tmp_path):
     wanted = {"alice": "a/b", "bob": "c=d"}
-    assert config.load({"lora": ["alice=a/b", "bob=c=d"]}, {}).lora == wanted
-    assert config.load({}, {"ARRIERO_LORA": "alice=a/b,bob=c=d"}).lora == wanted
+    assert config_sources.load({"lora": ["alice=a/b", "bob=c=d"]}, {}).lora == wanted
+    assert config_sources.load({}, {"ARRIERO_LORA": "alice=a/b,bob=c=d"}).lora == wanted
     file = toml(tmp_path, "[lora]\nalice = 'a/b'\nbob = 'c=d'\n")
-    assert config.load({"config": file}, {}).lora == wanted
-    assert config.load({}, {}).lora == {}
+    assert config_sources.load({"config": file}, {}).lora == wanted
+    assert config_sources.load({}, {}).lora == {}
 
 
 @pytest.mark.parametrize("given", [["alice"], ["=a"], ["alice="], ["alice=a", "alice=b"]], ids=str)
 def test_adapters_without_a_name_or_place_are_named(given):
     with pytest.raises(ConfigError, match=r"--lora is .* expected pairs such as alice="):
-        config.load({"lora": given}, {})
+        config_sources.load({"lora": given}, {})
 
 
 def test_tables_stand_in_the_file_alone(tmp_path):
     file = toml(tmp_path, "[[models]]\nname = 'a'\nupstream = 'http://a'\n")
-    assert config.load({"config": file}, {}).models == ({"name": "a", "upstream": "http://a"},)
+    assert config_sources.load({"config": file}, {}).models == ({"name": "a", "upstream": "http://a"},)
     with pytest.raises(ConfigError, match="ARRIERO_MODELS in the environment is no setting"):
-        config.load({}, {"ARRIERO_MODELS": "a"})
+        config_sources.load({}, {"ARRIERO_MODELS": "a"})
     file = toml(tmp_path, "models = 'sk-secret'")
     with pytest.raises(ConfigError, match=r"'models' in .* is no list of tables: write \[\[models\]\] before each$"):
-        config.load({"config": file}, {})
+        config_sources.load({"config": file}, {})

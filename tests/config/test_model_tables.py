@@ -1,6 +1,6 @@
 import pytest
 
-from arriero import config
+from arriero import config_sources
 from arriero.errors import ConfigError
 from arriero.model_tables import PER_MODEL, model_tables
 
@@ -8,7 +8,7 @@ from arriero.model_tables import PER_MODEL, model_tables
 def read(tmp_path, text, **flags):
     file = tmp_path / "arriero.toml"
     file.write_text(text)
-    return model_tables(config.load({"config": str(file), **flags}, {}))
+    return model_tables(config_sources.load({"config": str(file), **flags}, {}))
 
 
 def test_a_table_is_over_what_holds_for_all(tmp_path):
@@ -81,7 +81,7 @@ def test_the_short_form_and_tables_exclude_each_other(tmp_path):
 
 def test_tables_have_no_variable(tmp_path):
     with pytest.raises(ConfigError, match="ARRIERO_MODELS"):
-        config.load({}, {"ARRIERO_MODELS": "a"})
+        config_sources.load({}, {"ARRIERO_MODELS": "a"})
 
 
 def test_no_model_has_settings_of_the_server():
@@ -90,4 +90,4 @@ def test_no_model_has_settings_of_the_server():
 
 
 def test_without_tables_there_are_none():
-    assert model_tables(config.load({}, {})) == []
+    assert model_tables(config_sources.load({}, {})) == []

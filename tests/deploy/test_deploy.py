@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from arriero.config import load
+from arriero.config_sources import load
 from arriero.core import EngineStats, Meter
 from arriero.gateway.entrance import Exchange
 from arriero.gateway.metrics import Metrics, ModelState, ServerState

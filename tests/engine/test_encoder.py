@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arriero.core import EncoderInfo, EncodingRequest, GenerationRequest
+from arriero.compute import EncoderInfo
+from arriero.core import EncodingRequest, GenerationRequest
 from arriero.engine.batches import Batches
 from arriero.engine.encoder import EncodingEngine
 from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, ModelLoadError, Overloaded

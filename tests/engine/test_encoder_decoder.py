@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arriero.core import Beams, Finished, GenerationRequest, Row, Sampling, Token, Want
+from arriero.compute import Row, Want
+from arriero.core import Beams, Finished, GenerationRequest, Sampling, Token
 from arriero.engine.local import LocalEngine, execute
 from arriero.engine.scheduler import Scheduler
 from arriero.errors import ContextOverflow, InvalidRequest

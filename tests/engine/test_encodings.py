@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arriero.core import EncodingRequest, Finished, GenerationRequest, Row, RunnerInfo, Token
+from arriero.compute import Row, RunnerInfo
+from arriero.core import EncodingRequest, Finished, GenerationRequest, Token
 from arriero.engine.encodings import LEAST_COST, Encoded
 from arriero.engine.local import LocalEngine, execute
 from arriero.engine.scheduler import Scheduler

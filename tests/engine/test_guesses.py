@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arriero.core import Finished, GenerationRequest, Sampling, Token, Want
+from arriero.compute import Want
+from arriero.core import Finished, GenerationRequest, Sampling, Token
 from arriero.engine.guesses import Guesses
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler

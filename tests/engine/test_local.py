@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from arriero.core import Beams, EngineStats, Finished, GenerationRequest, Logprob, PromptScored, Row, Sampling, Token
+from arriero.compute import Row
+from arriero.core import Beams, EngineStats, Finished, GenerationRequest, Logprob, PromptScored, Sampling, Token
 from arriero.engine.local import LocalEngine
 from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
 from arriero.runners.scripted import ScriptedRunner

@@ -2,7 +2,8 @@
 
 import pytest
 
-from arriero.core import Beams, Finished, GenerationRequest, RunnerInfo
+from arriero.compute import RunnerInfo
+from arriero.core import Beams, Finished, GenerationRequest
 from arriero.engine.scheduler import Scheduler
 from arriero.engine.step import Results
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from arriero.core import Beams, EncodingRequest, Finished, GenerationRequest, RunnerInfo, Sampling, Token, Want
+from arriero.compute import RunnerInfo, Want
+from arriero.core import Beams, EncodingRequest, Finished, GenerationRequest, Sampling, Token
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
 from arriero.engine.step import Results

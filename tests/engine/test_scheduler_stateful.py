@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from arriero.core import Beams, Finished, GenerationRequest, PromptScored, Row, Sampling, Token, Want
+from arriero.compute import Row, Want
+from arriero.core import Beams, Finished, GenerationRequest, PromptScored, Sampling, Token
 from arriero.engine.beams import BeamSearch
 from arriero.engine.local import execute
 from arriero.engine.processors import processors_of

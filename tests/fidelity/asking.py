@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from arriero.core import Event, Finished, GenerationRequest, Runner, Token
+from arriero.compute import Runner
+from arriero.core import Event, Finished, GenerationRequest, Token
 from arriero.engine.local import LocalEngine
 
 

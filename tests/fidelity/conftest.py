@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arriero.core import Runner
+from arriero.compute import Runner
 from arriero.models.architecture import Checkpoint
 from arriero.models.checkpoint import open_checkpoint
 from arriero.runners.onnx import load_runner

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Row, Runner, Want
+from arriero.compute import Row, Runner, Want
 
 SMALL_CHUNKS = (1, 2, 3, 4, 5, 6, 7)
 LARGE_CHUNKS = (64, 256, 1 << 30)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from arriero.core import GenerationRequest, Runner, Sampling
+from arriero.compute import Runner
+from arriero.core import GenerationRequest, Sampling
 from fidelity.asking import answers
 
 

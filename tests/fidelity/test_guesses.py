@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arriero.core import GenerationRequest, Row, Sampling, Token, Want
+from arriero.compute import Row, Want
+from arriero.core import GenerationRequest, Sampling, Token
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
 from fidelity.form import PROOF

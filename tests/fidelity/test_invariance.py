@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.models.architecture import POST_NORMS, SANDWICH_NORMS
 from fidelity.crowd import Crowd, Work, alone
 from fidelity.form import PROOF

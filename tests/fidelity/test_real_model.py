@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arriero.core import Row
+from arriero.compute import Row
 from fidelity.asking import answers
 from fidelity.form import PROOF
 from fidelity.greedy import continuations

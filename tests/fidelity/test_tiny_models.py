@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from references import tiny_models
 
 TOLERANCE = 1e-4

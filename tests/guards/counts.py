@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from arriero.core import Want
+from arriero.compute import Want
 from arriero.runners.scripted import ScriptedRunner
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import onnx
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx import runner as onnx_runner
 from guards.counts import check

@@ -5,8 +5,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from arriero.app import load
+from arriero.compute import Row, Want
 from arriero.config import Settings
-from arriero.core import Row, Want
 from arriero.errors import ConfigError, ModelLoadError
 from arriero.runners.torch import load_runner
 from directories import write_model, write_tokenizer

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.runners.torch import load_runner
 from reference_live.torch_models import DECODERS, ENCODER_DECODERS, VOCABULARY, save

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arriero.core import Row, Runner
+from arriero.compute import Row, Runner
 from arriero.models.adapters.lora import Adapter
 from arriero.runners.native import load_runner as load_native
 from arriero.runners.onnx import load_runner

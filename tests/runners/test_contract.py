@@ -1,4 +1,4 @@
-"""What every runner promises, checked through `arriero.core.Runner` alone; conftest.py lists the runners.
+"""What every runner promises, checked through `arriero.compute.Runner` alone; conftest.py lists the runners.
 
 Where a test compares with "the same alone", it is the same tokens with logits wanted at the same positions, in
 a slot and in steps of their own.
@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 
 A = [7, 3, 9, 12, 5, 31, 8]
 B = [11, 42, 2, 6]

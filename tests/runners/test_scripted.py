@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.runners.scripted import ScriptedRunner
 
 END = 0

@@ -15,8 +15,8 @@ from arriero.app.pickles import without_pickles
 from arriero.app.script import scripted_model
 from arriero.app.served import fingerprint_of, serve_runner
 from arriero.app.torch import torch_model
+from arriero.compute import Runner
 from arriero.config import Settings
-from arriero.core import Runner
 from arriero.errors import ConfigError
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens

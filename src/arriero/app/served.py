@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from arriero import __version__
+from arriero.compute import Runner, RunnerInfo
 from arriero.config import Settings
-from arriero.core import ConstraintFactory, Runner, RunnerInfo
+from arriero.core import ConstraintFactory
 from arriero.engine.local import LocalEngine
 from arriero.machine import available_memory
 from arriero.models.card import ModelCard

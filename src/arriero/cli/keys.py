@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arriero import config
+from arriero import config, config_sources
 from arriero.cli.output import Json, print_json, print_table
 from arriero.errors import ConfigError
 
@@ -146,7 +146,7 @@ def rotate(key: Word, as_json: Json = False, store: Store = None) -> None:
 def _open(store: str | None) -> sqlite3.Connection:
     from arriero.store.database import open_database
 
-    return open_database(config.load({} if store is None else {"store": store}).store)
+    return open_database(config_sources.load({} if store is None else {"store": store}).store)
 
 
 def _print_secret(key: Key, text: str, as_json: bool) -> None:

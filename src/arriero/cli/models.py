@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arriero import config
+from arriero import config, config_sources
 from arriero.cli.output import Json, print_json, print_table
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def show(model: Name, as_json: Json = False, cache: Cache = None) -> None:
 
 
 def _cache(given: str | None) -> Path:
-    return config.load({} if given is None else {"cache": given}).cache
+    return config_sources.load({} if given is None else {"cache": given}).cache
 
 
 def _row(model: Stored) -> dict[str, Any]:

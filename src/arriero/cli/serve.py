@@ -13,7 +13,7 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from arriero import config
+from arriero import config, config_sources
 from arriero.cli import log
 from arriero.cli.settings import with_settings
 from arriero.errors import ConfigError
@@ -39,7 +39,7 @@ def serve(**flags: str | bool | list[str] | None) -> None:
 
     Ctrl-C or SIGTERM ends the server once the running answers are finished; a second one ends it at once.
     """
-    settings = config.load({name: value for name, value in flags.items() if value not in (None, [])})
+    settings = config_sources.load({name: value for name, value in flags.items() if value not in (None, [])})
     log.set_up(settings.log_level, settings.log_format)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _quit)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arriero import config
+from arriero import config_sources
 from arriero.cli import log
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def survey(model: str | None, json_file: str | None) -> None:
     """Load the model as `serve` would, from the same variables, measure it and show what was found."""
-    settings = config.load({} if model is None else {"model": model})
+    settings = config_sources.load({} if model is None else {"model": model})
     log.set_up("warning")
     from arriero.app import load
     from arriero.app.survey import choices

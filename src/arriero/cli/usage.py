@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from arriero import config
+from arriero import config_sources
 from arriero.cli.keys import Store
 from arriero.cli.output import print_json, print_table
 from arriero.errors import ConfigError
@@ -36,7 +36,7 @@ def usage(
     from arriero.store.usage import NAMES, Place, query
 
     first, last = _day(since, "--since"), _day(until, "--until")
-    with closing(open_database(config.load({} if store is None else {"store": store}).store)) as connection:
+    with closing(open_database(config_sources.load({} if store is None else {"store": store}).store)) as connection:
         names = {each.id: each.name for each in every(connection)}
         wanted = key if key is None or key == "static" else find(connection, key).id
         rows = query(connection, key=wanted, model=model, since=first, until=last)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import EncoderInfo, EncodingRequest, EngineStats
+from arriero.compute import EncoderInfo
+from arriero.core import EncodingRequest, EngineStats
 from arriero.engine import limits
 from arriero.engine.encodings import Encoded
 from arriero.engine.pace import Pace

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Encoder, EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
+from arriero.compute import Encoder
+from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
 from arriero.engine.batches import Batches, Input
 from arriero.engine.thread import ModelThread
 from arriero.errors import InvalidRequest

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import EncodingRequest, Row
+from arriero.compute import Row
+from arriero.core import EncodingRequest
 
 LEAST_COST = 32
 """Tokens of prompt that cost about as much as a shorter input does: the model's weights are read for each."""

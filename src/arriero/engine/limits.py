@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from arriero.core import EncodingRequest, GenerationRequest, RunnerInfo
+from arriero.compute import RunnerInfo
+from arriero.core import EncodingRequest, GenerationRequest
 from arriero.engine import sampling
 from arriero.engine.sequence import num_slots
 from arriero.errors import ContextOverflow, InvalidRequest

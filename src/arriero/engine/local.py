@@ -7,17 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import (
-    ConstraintFactory,
-    EncodingRequest,
-    EngineState,
-    EngineStats,
-    Event,
-    GenerationRequest,
-    Logprob,
-    Row,
-    Runner,
-)
+from arriero.compute import Row, Runner
+from arriero.core import ConstraintFactory, EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, Logprob
 from arriero.engine.beams import Candidate
 from arriero.engine.inline import InlineWork
 from arriero.engine.sampling import sample

@@ -37,6 +37,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from arriero.compute import RunnerInfo
 from arriero.core import (
     Constraint,
     EncodingRequest,
@@ -47,7 +48,6 @@ from arriero.core import (
     GenerationRequest,
     Logprob,
     PromptScored,
-    RunnerInfo,
     Token,
 )
 from arriero.engine import limits

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Constraint, EncodingRequest, GenerationRequest, Logprob, RunnerInfo
+from arriero.compute import RunnerInfo
+from arriero.core import Constraint, EncodingRequest, GenerationRequest, Logprob
 from arriero.engine.beams import BeamSearch
 from arriero.engine.guesses import Guesses
 from arriero.engine.processors import Processors, processors_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Logprob, Row, Want
+from arriero.compute import Row, Want
+from arriero.core import Logprob
 from arriero.engine.beams import Candidate
 from arriero.engine.encodings import Reading
 from arriero.engine.sampling import Draw

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Row, RunnerInfo, Want
+from arriero.compute import Row, RunnerInfo, Want
 
 Reply = Callable[[tuple[int, ...]], Sequence[int]]
 """From a prompt's tokens to the tokens to answer; the end token follows by itself."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.errors import UnsupportedModel
 from arriero.runners.native import load_runner, reason_against
 from arriero.runners.native.weights import pack

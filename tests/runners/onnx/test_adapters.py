@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.models.adapters.lora import Adapter
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.adapters import build_adapters

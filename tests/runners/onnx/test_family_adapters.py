@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.errors import UnsupportedModel
 from arriero.models.adapters.lora import Adapter
 from arriero.models.checkpoint import open_checkpoint

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from arriero.core import Row
+from arriero.compute import Row
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.builder import MODEL_FILE, WEIGHTS_FILE
 from fidelity.form import PROOF

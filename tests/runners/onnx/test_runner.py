@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.errors import ModelLoadError, UnsupportedModel
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.cache import KEPT_TOKENS

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from arriero.core import Row, Want
+from arriero.compute import Row, Want
 from arriero.models.checkpoint import open_checkpoint
 from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Fp32

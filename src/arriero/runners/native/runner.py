@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Row, RunnerInfo, Want
+from arriero.compute import Row, RunnerInfo, Want
 from arriero.models.architecture import DecoderConfig
 from arriero.models.decoders.rope import inverse_frequencies, rotation_scale
 from arriero.runners.native.cache import KeyValueCache

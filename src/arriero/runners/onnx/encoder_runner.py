@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import EncoderInfo
+from arriero.compute import EncoderInfo
 from arriero.models.cache import converted
 from arriero.models.encoders.encoder import EncoderCheckpoint
 from arriero.models.encoders.encoder_config import EncoderConfig

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from arriero.core import Row, RunnerInfo, Want
+from arriero.compute import Row, RunnerInfo, Want
 from arriero.models.architecture import DecoderConfig
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.cache import KeyValueCache

@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from arriero.core import Row
+from arriero.compute import Row
 from arriero.runners.onnx.builder import MODEL_FILE, WEIGHTS_FILE
 from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.formats import ZERO_POINT

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import Row
+from arriero.compute import Row
 from arriero.runners.onnx.adapters import read_vocabularies
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arriero.core import Row, RunnerInfo, Want
+from arriero.compute import Row, RunnerInfo, Want
 
 CACHES = ("past_key_values", "cache_params", "state", "mems")
 """What models call the object that they return, and want back for the next tokens."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from arriero.core import Runner, RunnerInfo
+from arriero.compute import Runner, RunnerInfo
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.runners.torch.adapter import attach
 from arriero.runners.torch.alone import AloneRunner

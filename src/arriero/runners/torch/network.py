@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from arriero.core import Want
+from arriero.compute import Want
 from arriero.runners.torch.pack import Pack
 
 BANNED = -10_000.0

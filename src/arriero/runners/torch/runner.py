@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arriero.core import Row, RunnerInfo, Want
+from arriero.compute import Row, RunnerInfo, Want
 from arriero.runners.torch.network import Network
 from arriero.runners.torch.pack import Pack, Place, gather, take
 

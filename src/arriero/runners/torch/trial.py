@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import torch
 
-from arriero.core import Row, RunnerInfo, Want
+from arriero.compute import Row, RunnerInfo, Want
 from arriero.errors import UnsupportedModel
 from arriero.runners.torch.alone import Loner, Slot
 from arriero.runners.torch.network import Network
