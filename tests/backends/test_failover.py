@@ -229,6 +229,21 @@ async def test_a_server_that_fails_is_left_alone_until_it_is_alive(
     assert circuit.state == "closed"
 
 
+async def test_metrics_tell_how_the_servers_are(faulty: StartFaulty, gateway: StartGateway) -> None:
+    ill, fine = await faulty(resets), await faulty(well)
+    front = await gateway({"upstream": [{"url": ill.url, "weight": 1000}, fine.url, fine.url]})
+    while len(ill.asked) < 5:
+        assert (await front.chat()).status_code == 200
+    told = (await front.client.get("/metrics")).text
+    there = f'model="m",server="127.0.0.1:{ill.port}"'
+    assert f"arriero_upstream_requests_total{{{there}}} 5.0" in told
+    assert f"arriero_upstream_failures_total{{{there}}} 5.0" in told
+    assert f"arriero_upstream_requests_running{{{there}}} 0.0" in told
+    assert f'arriero_upstream_circuit{{{there},state="open"}} 1.0' in told
+    for number in (2, 3):  # two addresses of one server
+        assert f'{{model="m",server="127.0.0.1:{fine.port}#{number}",state="closed"}} 1.0' in told
+
+
 async def test_a_client_that_leaves_does_not_end_the_trial(faulty: StartFaulty, gateway: StartGateway) -> None:
     async def hangs(asked: Asked) -> None:
         await asyncio.sleep(60)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from arriero.config_sources import load
 from arriero.core import EngineStats, Meter
 from arriero.gateway.entrance import Exchange
-from arriero.gateway.metrics import Metrics, ModelState, ServerState
+from arriero.gateway.metrics import Metrics, ModelState, ServerState, UpstreamState
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -25,7 +25,12 @@ def samples() -> dict[str, set[str]]:
     """Every sample's name that `/metrics` shows, with its labels, after one request of each kind."""
     stats = EngineStats()
     state = ServerState(
-        ready=True, num_running=0, lag=0, num_tasks=1, models=[ModelState(name="a", state="ready", stats=stats)]
+        ready=True,
+        num_running=0,
+        lag=0,
+        num_tasks=1,
+        models=[ModelState(name="a", state="ready", stats=stats)],
+        upstreams=[UpstreamState(model="b", server="c", circuit="closed", running=0, requests=0, failures=0)],
     )
     metrics = Metrics(lambda: state)
     meter = Meter(endpoint="/v1/completions", model="a", completion_tokens=2, first_token_at=1.0, error="EngineDied")
@@ -57,7 +62,7 @@ def test_the_dashboard_shows_metrics_that_there_are() -> None:
             given = set(re.findall(r"(\w+)\s*=", labels)) - {"job", "instance"}
             assert given <= known[name], expression
         for by in re.findall(r"by \(([^)]*)\)", expression):
-            assert set(by.split(", ")) <= {"le", "status", "endpoint", "error", "model", "state"}
+            assert set(by.split(", ")) <= {"le", "status", "endpoint", "error", "model", "server", "state"}
     hidden = {
         each for each in known if each.startswith("arriero") and not each.endswith(("_sum", "_count", "_created"))
     }

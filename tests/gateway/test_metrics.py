@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from arriero.core import EngineStats, Meter
 from arriero.gateway.entrance import Exchange
-from arriero.gateway.metrics import Metrics, ModelState, ServerState
+from arriero.gateway.metrics import Metrics, ModelState, ServerState, UpstreamState
 
 CHAT = "/v1/chat/completions"
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -90,6 +90,17 @@ def test_how_the_server_and_its_engines_are() -> None:
     assert samples["arriero_kept_prefix_tokens", ("a",)] == 7
     assert samples["arriero_engine_restarts_total", ("a",)] == 0
     assert samples["process_open_fds", ()] > 0
+
+
+def test_how_other_servers_are() -> None:
+    state = UpstreamState(model="m", server="far:80", circuit="open", running=1, requests=7, failures=5)
+    told = Metrics(lambda: ServerState(ready=True, num_running=1, lag=0, num_tasks=1, models=(), upstreams=[state]))
+    samples = shown(told)
+    assert samples["arriero_upstream_requests_total", ("m", "far:80")] == 7
+    assert samples["arriero_upstream_failures_total", ("m", "far:80")] == 5
+    assert samples["arriero_upstream_requests_running", ("m", "far:80")] == 1
+    circuits = [samples["arriero_upstream_circuit", ("m", "far:80", each)] for each in ("closed", "half-open", "open")]
+    assert circuits == [0, 0, 1]
 
 
 def test_openmetrics_is_spoken_where_it_is_asked_for() -> None:

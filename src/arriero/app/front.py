@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
+from arriero.backends.upstream import Upstream
 from arriero.config import Settings
 from arriero.core import EngineStats
 from arriero.errors import EngineDied
@@ -12,7 +14,7 @@ from arriero.gateway.door import Door
 from arriero.gateway.entrance import Entrance
 from arriero.gateway.gate import Gate
 from arriero.gateway.limits import LIMIT_HEADERS
-from arriero.gateway.metrics import Metrics, ModelState, ServerState
+from arriero.gateway.metrics import Metrics, ModelState, ServerState, UpstreamState
 from arriero.gateway.pulse import Progress, Pulse
 from arriero.gateway.routes import MetricsRoute, at_root
 from arriero.gateway.usage import UsageRoute
@@ -73,6 +75,7 @@ class Front:
             lag=self._pulse.lag,
             num_tasks=len(asyncio.all_tasks()),
             models=self._models(),
+            upstreams=[state for each in self._pool.upstreams for state in _upstream_states(each)],
         )
 
     def _fault(self) -> str | None:
@@ -92,6 +95,19 @@ def _state(entry: Entry) -> ModelState:
     except EngineDied:
         return ModelState(name=entry.name, state="failed")
     return ModelState(name=entry.name, state=state, stats=stats)
+
+
+def _upstream_states(upstream: Upstream) -> Iterator[UpstreamState]:
+    places = [each.place for each in upstream.endpoints]
+    for number, each in enumerate(upstream.endpoints, 1):
+        yield UpstreamState(
+            model=upstream.name,
+            server=each.place if places.count(each.place) == 1 else f"{each.place}#{number}",
+            circuit=each.circuit.state,
+            running=each.num_outstanding,
+            requests=each.num_asked,
+            failures=each.num_failed,
+        )
 
 
 def _sharing(origins: str | None, app: Application) -> Application:

@@ -51,6 +51,8 @@ class Endpoint:
         self.place = parts.netloc
         self.weight = address.weight
         self.num_outstanding = 0
+        self.num_asked = self.num_failed = 0
+        """Requests since the start, and how many of them it did not answer as it should."""
         self.circuit = Circuit()
         self.server = Server(address.url, timeouts)
         self._checks = Server(
@@ -71,6 +73,7 @@ class Endpoint:
     def enter(self) -> None:
         """A request goes to the server."""
         self.num_outstanding += 1
+        self.num_asked += 1
         self.circuit.begin()
 
     def leave(self) -> None:
@@ -204,6 +207,7 @@ class Upstream:
 
     def fail(self, endpoint: Endpoint, failure: Failure | str) -> None:
         """Note that a server did not answer as it should."""
+        endpoint.num_failed += 1
         if endpoint.circuit.fail():
             logger.warning("%s, which answers for '%s', %s; it is left alone", endpoint.place, self.name, failure)
             task = asyncio.create_task(self._check(endpoint))

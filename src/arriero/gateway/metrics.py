@@ -2,8 +2,8 @@
 
 Requests are counted on plain records and written out only when somebody asks, so counting one takes microseconds.
 Names follow Prometheus' conventions: base units, `_total`, and one prefix. Labels are bounded: models are the
-server's own names (`unknown` for those that it does not have), endpoints are routes, errors are classes of ours.
-Keys, ids and clients are no labels.
+server's own names (`unknown` for those that it does not have), endpoints are routes, errors are classes of ours,
+servers those of the configuration. Keys, ids and clients are no labels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ UNKNOWN = "unknown"
 """The model of requests for one that this server does not have."""
 STATES = ("unloaded", "loading", "ready", "failed")
 """How a model can be."""
+CIRCUITS = ("closed", "half-open", "open")
+"""Whether requests go to another server: all, one that tries, none."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 """Upper bounds for requests and first tokens: from a scripted reply to a long answer on a small machine."""
@@ -95,6 +97,20 @@ class ModelState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamState:
+    """Another server, as far as it answers for one model, as it is now. Counts are since the start."""
+
+    model: str
+    server: str
+    """Host and port; the number of its address after a #, where one model has several there."""
+    circuit: str
+    """One of `CIRCUITS`."""
+    running: int
+    requests: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerState:
     """The server as it is now."""
 
@@ -106,6 +122,7 @@ class ServerState:
     num_tasks: int
     """Of the event loop."""
     models: Iterable[ModelState]
+    upstreams: Iterable[UpstreamState] = ()
 
 
 class Metrics:
@@ -140,7 +157,9 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Every metric of ours, for prometheus-client."""
         yield from self._requests()
-        yield from _server(self._state())
+        state = self._state()
+        yield from _server(state)
+        yield from _upstreams(state.upstreams)
 
     def _requests(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import HistogramMetricFamily
@@ -222,6 +241,26 @@ def _server(server: ServerState) -> Iterator[Metric]:
         for key, family in families.items():
             family.add_metric([model.name], values[key])  # type: ignore[attr-defined]
     yield from families.values()
+
+
+def _upstreams(upstreams: Iterable[UpstreamState]) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import GaugeMetricFamily
+
+    labels = ["model", "server"]
+    requests = _counter("upstream_requests", "Requests that were sent to another server.", labels)
+    failures = _counter("upstream_failures", "Those that it did not answer, or not to the end.", labels)
+    running = GaugeMetricFamily("arriero_upstream_requests_running", "Those that it answers now.", labels=labels)
+    circuits = GaugeMetricFamily(
+        "arriero_upstream_circuit", "1 for the state of a server's circuit.", labels=[*labels, "state"]
+    )
+    for each in upstreams:
+        values = [each.model, each.server]
+        requests.add_metric(values, each.requests)
+        failures.add_metric(values, each.failures)
+        running.add_metric(values, each.running)
+        for state in CIRCUITS:
+            circuits.add_metric([*values, state], float(state == each.circuit))
+    yield from (requests, failures, running, circuits)
 
 
 def _counter(name: str, help: str, labels: list[str]) -> CounterMetricFamily:
