@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 from arriero.app.adapters import constraints_of, open_adapters, read_vocabularies, with_variants
 from arriero.app.encoder import encoder_model
@@ -112,38 +112,26 @@ def _decoder_model(
         for token in calibration_tokens(vocabularies[0].tokenizer, checkpoint.config.context)
         if token < checkpoint.config.vocab_size
     ]
-    threads = settings.threads or physical_cores()
+    options: dict[str, Any] = {
+        "slots": settings.slots,
+        "context": context,
+        "threads": settings.threads or physical_cores(),
+        "cache": settings.cache,
+        "calibration": calibration,
+        "guesses": settings.speculation,
+        "progress": on_convert,
+    }
     # Either takes a while to import.
     if choice.engine == "native":
         from arriero.runners import native
 
-        runner: Runner = native.load_runner(
-            checkpoint,
-            slots=settings.slots,
-            context=context,
-            threads=threads,
-            cache=settings.cache,
-            calibration=calibration,
-            guesses=settings.speculation,
-            progress=on_convert,
-        )
+        runner: Runner = native.load_runner(checkpoint, **options)
         computation = ["native"]
     else:
         from arriero.runners import onnx
         from arriero.runners.onnx.probe import signed_weights_are_exact
 
-        runner = onnx.load_runner(
-            checkpoint,
-            weights=weights,
-            slots=settings.slots,
-            context=context,
-            threads=threads,
-            cache=settings.cache,
-            calibration=calibration,
-            guesses=settings.speculation,
-            adapters=[each.adapter for each in adapters],
-            progress=on_convert,
-        )
+        runner = onnx.load_runner(checkpoint, weights=weights, adapters=[each.adapter for each in adapters], **options)
         computation = [f"signed {signed_weights_are_exact()}" if weights == "int8" else "", version("onnxruntime")]
     card = ModelCard(
         name=settings.model_name or resolved.name,

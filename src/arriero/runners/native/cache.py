@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arriero.models.architecture import DecoderConfig
-from arriero.runners.native.plan import BLOCK
+from arriero.runners.native.plan import BLOCK, padded
 
 KEPT_TOKENS = 512
 """Memory of so many tokens stays with a slot that is freed, to be written again soon."""
@@ -30,7 +30,7 @@ class KeyValueCache:
         self.block_bytes = config.num_layers * self.layer_bytes
         self.bytes_per_token = self.block_bytes // BLOCK
         # Whole pages, so that those of one slot can be given back.
-        self._slot_bytes = _whole(-(-context // BLOCK) * self.block_bytes, mmap.PAGESIZE)
+        self._slot_bytes = padded(self._bytes_of(context), mmap.PAGESIZE)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self._memory = mmap.mmap(-1, num_slots * self._slot_bytes, flags=flags)
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -56,7 +56,7 @@ class KeyValueCache:
         """Forget a slot; the pages of a long context go back to the system."""
         self._lengths[slot] = 0
         if self._touched[slot] > KEPT_TOKENS:
-            kept, end = (_whole(self._bytes_of(tokens), mmap.PAGESIZE) for tokens in (KEPT_TOKENS, self._touched[slot]))
+            kept, end = (padded(self._bytes_of(tokens), mmap.PAGESIZE) for tokens in (KEPT_TOKENS, self._touched[slot]))
             if end > kept:
                 self._memory.madvise(mmap.MADV_DONTNEED, slot * self._slot_bytes + kept, end - kept)
             self._touched[slot] = KEPT_TOKENS
@@ -88,8 +88,4 @@ class KeyValueCache:
 
     def _bytes_of(self, length: int) -> int:
         """Bytes of the blocks that hold so many tokens."""
-        return -(-length // BLOCK) * self.block_bytes
-
-
-def _whole(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
+        return padded(length, BLOCK) // BLOCK * self.block_bytes

@@ -75,8 +75,7 @@ class Code:
 
     def clamp(self, value: ir.Value, low: float, high: float) -> ir.Value:
         """Floats, but none beyond these bounds."""
-        raised = self.call("llvm.maxnum.v16f32", FLOATS, [value, self.floats(low)])
-        return self.call("llvm.minnum.v16f32", FLOATS, [raised, self.floats(high)])
+        return self.call("llvm.minnum.v16f32", FLOATS, [self.larger(value, self.floats(low)), self.floats(high)])
 
     def fold(self, value: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
         """All lanes as one scalar, halves first."""

@@ -95,7 +95,7 @@ def _convert(
     from arriero.runners.onnx.load import format_of, smoothed
 
     source = smoothed(checkpoint, format_of("int8", checkpoint.config), calibration, directory)
-    write_weights(source, directory, EVEN_STEP, progress)
+    write_weights(source, directory, progress)
 
 
 def _keep_compiled(directory: Path) -> None:

@@ -9,6 +9,11 @@ BLOCK = 64
 """Tokens whose keys and values lie together."""
 
 
+def padded(size: int, multiple: int) -> int:
+    """A size made a multiple of another."""
+    return (size + multiple - 1) // multiple * multiple
+
+
 class Plan(IntEnum):
     """Places in the array that describes a step: sizes, and addresses of what it reads and writes."""
 

@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 from arriero.compute import Row, RunnerInfo, Want
 from arriero.models.architecture import DecoderConfig
 from arriero.models.decoders.rope import inverse_frequencies, rotation_scale
+from arriero.runners.decoder import DecoderRunner
 from arriero.runners.native.cache import KeyValueCache
 from arriero.runners.native.instructions import LANES
-from arriero.runners.native.plan import BLOCK, Do, Operation, Plan
+from arriero.runners.native.plan import BLOCK, Do, Operation, Plan, padded
 from arriero.runners.native.step import COUNTER_BYTES, ENDED, run
 from arriero.runners.native.team import Team
-from arriero.runners.native.vectors import MOST_QUERIES, UNIT
+from arriero.runners.native.vectors import MOST_QUERIES, MOST_ROWS, UNIT
 from arriero.runners.native.weights import EMBEDDINGS_FILE, STATES, Weights
+from arriero.runners.table import Table
 
 _PART = 16
 """Tokens of one row that a part of attention takes at most."""
 
 
-class NativeRunner:
+class NativeRunner(DecoderRunner[KeyValueCache]):
     """A `Runner` on kernels of our own."""
 
     def __init__(
@@ -38,32 +40,33 @@ class NativeRunner:
         even_step: float,
         num_guesses: int = 0,
     ) -> None:
-        self._config = config
-        self._weights = Weights(directory)
-        self._embeddings: NDArray[np.float32] = np.load(directory / EMBEDDINGS_FILE, mmap_mode="r")
-        self._cache = KeyValueCache(config, num_slots, context)
-        self._info = RunnerInfo(
+        cache = KeyValueCache(config, num_slots, context)
+        info = RunnerInfo(
             num_slots=num_slots,
             context=context,
             vocab_size=config.vocab_size,
-            bytes_per_token=self._cache.bytes_per_token,
+            bytes_per_token=cache.bytes_per_token,
             invariant=True,
             alike=True,
             hidden_size=config.hidden_size,
             num_guesses=num_guesses,
         )
+        super().__init__(info, cache)
+        self._config = config
+        self._weights = Weights(directory)
+        self._embeddings = Table(directory / EMBEDDINGS_FILE)
         angles = np.arange(context, dtype=np.float32)[:, None] * inverse_frequencies(config, local=False)
         scale = np.float32(rotation_scale(config, local=False))
         self._rotations = [np.ascontiguousarray(turn(angles) * scale, np.float32) for turn in (np.cos, np.sin)]
         attention_scale = config.attention_scale or config.head_dim**-0.5
-        self._reals = np.array([config.norm_epsilon, even_step, attention_scale, 0], np.float32)
+        self._reals = np.array([config.norm_epsilon, even_step, attention_scale], np.float32)
         queries = config.num_heads * config.head_dim
         self._widths = {
-            "hidden": _padded(config.hidden_size, UNIT),
-            "qkv": _padded(queries + 2 * config.num_kv_heads * config.head_dim, UNIT),
-            "inner": _padded(config.intermediate_size, LANES),
-            "logits": _padded(config.vocab_size, UNIT),
-            "bytes": _padded(max(config.hidden_size, queries, config.intermediate_size), 64),
+            "hidden": padded(config.hidden_size, UNIT),
+            "qkv": padded(queries + 2 * config.num_kv_heads * config.head_dim, UNIT),
+            "inner": padded(config.intermediate_size, LANES),
+            "logits": padded(config.vocab_size, UNIT),
+            "bytes": padded(max(config.hidden_size, queries, config.intermediate_size), 64),
         }
         """Elements of each row of the arrays."""
         self._program = self._write_program()
@@ -72,11 +75,6 @@ class NativeRunner:
         self._describe(threads)
         run(0, self._plan, self._program, self._reals)  # Of no tokens: compiled here rather than in the first request.
         self._team = Team(threads, lambda number: run(number, self._plan, self._program, self._reals))
-
-    @property
-    def info(self) -> RunnerInfo:
-        """What this runner can do."""
-        return self._info
 
     def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """See `Runner.step`."""
@@ -102,22 +100,6 @@ class NativeRunner:
         states: NDArray[np.float32] = hidden * factor * gamma[:size]
         basis = self._weights.floats(STATES)
         return states if basis is None else states @ basis.reshape(size, size).T
-
-    def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
-        """A decoder has no encoder."""
-        raise ValueError("the runner of a decoder was asked to encode")
-
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """See `Runner.copy`."""
-        self._cache.copy(pairs)
-
-    def truncate(self, slot: int, length: int) -> None:
-        """See `Runner.truncate`."""
-        self._cache.truncate(slot, length)
-
-    def free(self, slot: int) -> None:
-        """See `Runner.free`."""
-        self._cache.free(slot)
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -148,7 +130,7 @@ class NativeRunner:
         tokens = sum(counts)
         widths = self._widths
         hidden = self._room(Plan.HIDDEN, (tokens, widths["hidden"]), np.float32)
-        hidden[:, : config.hidden_size] = self._embeddings[[token for row in rows for token in row.tokens]]
+        hidden[:, : config.hidden_size] = self._embeddings.rows([token for row in rows for token in row.tokens])
         self._room(Plan.BYTES, (tokens, widths["bytes"]), np.uint8)
         self._room(Plan.STEPS, (tokens,), np.float32)
         self._room(Plan.QKV, (tokens, widths["qkv"]), np.float32)
@@ -170,10 +152,11 @@ class NativeRunner:
         self._fill(Plan.PART_COUNT, [count for _, count in parts])
         self._fill(Plan.WANTED_TOKENS, wanted)
         plan[Plan.TOKENS], plan[Plan.WANTED], plan[Plan.PARTS] = tokens, len(wanted), len(parts)
-        scores = -(-longest // BLOCK) * BLOCK
+        scores = padded(longest, BLOCK)
         plan[Plan.SCORES] = scores
-        scratch = 64 + 4 * MOST_QUERIES * (config.head_dim + scores)
-        plan[Plan.SCRATCH_SIZE] = -(-max(scratch, 4 * UNIT * 12, 4 * (config.hidden_size + LANES)) // 4096) * 4096
+        attention = 64 + 4 * MOST_QUERIES * (config.head_dim + scores)
+        scratch = max(attention, 4 * UNIT * MOST_ROWS, 4 * (config.hidden_size + LANES))
+        plan[Plan.SCRATCH_SIZE] = padded(scratch, 4096)
         self._room(Plan.SCRATCH, (int(plan[Plan.SCRATCH_SIZE] * plan[Plan.THREADS]),), np.uint8)
         self._arrays[Plan.COUNTERS][:] = 0
         self._team.run()
@@ -271,7 +254,3 @@ class NativeRunner:
 
     def _fill(self, place: Plan, values: Sequence[int]) -> None:
         self._room(place, (len(values),), np.int64)[:] = values
-
-
-def _padded(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

@@ -15,6 +15,7 @@ from numba import njit
 
 from arriero.runners.native.instructions import LANES
 from arriero.runners.native.plan import BLOCK, Do, Operation, Plan
+from arriero.runners.native.plan import padded as plain_padded
 from arriero.runners.native.vectors import (
     MOST_QUERIES,
     MOST_ROWS,
@@ -55,12 +56,7 @@ ENDED = 8
 FEW_GROUPS, MANY_GROUPS = key_groups(3), key_groups(MOST_QUERIES)
 
 _jit = njit(nogil=True, error_model="numpy", cache=True)
-
-
-@_jit
-def padded(size, multiple):
-    """A size made a multiple of another."""
-    return (size + multiple - 1) // multiple * multiple
+padded = _jit(plain_padded)
 
 
 @_jit

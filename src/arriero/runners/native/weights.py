@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint
 from arriero.runners.native.instructions import LANES
+from arriero.runners.native.plan import padded
 from arriero.runners.native.vectors import UNIT
 from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
 
@@ -40,13 +41,9 @@ def pack(integers: NDArray[np.int8]) -> NDArray[np.int8]:
 def write_weights(
     checkpoint: Checkpoint,
     directory: Path,
-    even_step: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a checkpoint's weights; `even_step` is what normalised rows count in, or 0 where each has its own step.
-
-    Raises `ModelLoadError` for a missing or misshapen tensor.
-    """
+    """Write a checkpoint's weights. Raises `ModelLoadError` for a missing or misshapen tensor."""
     config = checkpoint.config
     embeddings = checkpoint.tensor("model.embed_tokens.weight")
     np.save(directory / EMBEDDINGS_FILE, embeddings * np.float32(config.embedding_scale))
@@ -55,10 +52,10 @@ def write_weights(
         for layer in range(config.num_layers):
             if progress is not None:
                 progress(layer, config.num_layers)
-            _write_layer(writer, checkpoint, layer, even_step)
+            _write_layer(writer, checkpoint, layer)
         writer.padded("final_norm", checkpoint.tensor("model.norm.weight"))
         head = embeddings if config.tie_embeddings else checkpoint.tensor("lm_head.weight")
-        writer.linear("head", head * np.float32(config.logits_scale), even_step)
+        writer.linear("head", head * np.float32(config.logits_scale))
         if "model.states.weight" in checkpoint:
             writer.array(STATES, checkpoint.tensor("model.states.weight"))
     (directory / INDEX_FILE).write_text(json.dumps(writer.index))
@@ -66,25 +63,25 @@ def write_weights(
         progress(config.num_layers, config.num_layers)
 
 
-def _write_layer(writer: _Writer, checkpoint: Checkpoint, layer: int, even_step: float) -> None:
+def _write_layer(writer: _Writer, checkpoint: Checkpoint, layer: int) -> None:
     config, prefix = checkpoint.config, f"model.layers.{layer}"
     parts = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
     norms = config.norms
     writer.padded(f"{layer}.norm", checkpoint.tensor(f"{prefix}.{norms.before_attention}.weight"))
-    writer.linear(f"{layer}.qkv", np.concatenate([checkpoint.tensor(f"{part}.weight") for part in parts]), even_step)
+    writer.linear(f"{layer}.qkv", np.concatenate([checkpoint.tensor(f"{part}.weight") for part in parts]))
     if config.attention_bias:
         writer.padded(f"{layer}.qkv.bias", np.concatenate([checkpoint.tensor(f"{part}.bias") for part in parts]))
     if config.qk_norm == "head":
         for part in ("q", "k"):
             writer.padded(f"{layer}.{part}_norm", checkpoint.tensor(f"{prefix}.self_attn.{part}_norm.weight"))
     branch = np.float32(config.residual_scale)
-    writer.linear(f"{layer}.output", checkpoint.tensor(f"{prefix}.self_attn.o_proj.weight") * branch, 0)
+    writer.linear(f"{layer}.output", checkpoint.tensor(f"{prefix}.self_attn.o_proj.weight") * branch)
     if config.output_bias:
         writer.padded(f"{layer}.output.bias", checkpoint.tensor(f"{prefix}.self_attn.o_proj.bias") * branch)
     writer.padded(f"{layer}.mlp_norm", checkpoint.tensor(f"{prefix}.{norms.before_mlp}.weight"))
     gate, up = (checkpoint.tensor(f"{prefix}.mlp.{part}_proj.weight") for part in ("gate", "up"))
-    writer.linear(f"{layer}.gate_up", _interleave(gate, up), even_step)
-    writer.linear(f"{layer}.down", checkpoint.tensor(f"{prefix}.mlp.down_proj.weight") * branch, 0)
+    writer.linear(f"{layer}.gate_up", _interleave(gate, up))
+    writer.linear(f"{layer}.down", checkpoint.tensor(f"{prefix}.mlp.down_proj.weight") * branch)
 
 
 def _interleave(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -112,8 +109,8 @@ class _Writer:
         """A vector of outputs, padded to whole units."""
         self.array(name, np.pad(vector, (0, -len(vector) % UNIT)).astype(np.float32))
 
-    def linear(self, name: str, weight: NDArray[np.float32], step: float) -> None:
-        """A linear layer [out, in]; 0 as `step` of its rows stands for a step of each row's own."""
+    def linear(self, name: str, weight: NDArray[np.float32]) -> None:
+        """A linear layer [out, in]."""
         integers, scales = quantise_rows(weight)
         self.array(name, pack(integers.astype(np.int8)))
         self.padded(f"{name}.scales", scales)
@@ -129,7 +126,7 @@ class Weights:
         file = directory / WEIGHTS_FILE
         size = file.stat().st_size
         # Reading weights is what decoding spends its time on, and reads go a third faster through huge pages.
-        self._memory = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory = mmap.mmap(-1, padded(size, _HUGE_PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         with file.open("rb", buffering=0) as source:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from arriero.compute import Row, RunnerInfo, Want
 from arriero.models.architecture import DecoderConfig
+from arriero.runners.decoder import DecoderRunner
 from arriero.runners.onnx.builder import MODEL_FILE
 from arriero.runners.onnx.cache import KeyValueCache
 from arriero.runners.onnx.formats import ZERO_POINT
@@ -33,7 +34,7 @@ class _Binding:
     arrays: dict[str, NDArray[Any]]
 
 
-class OnnxRunner:
+class OnnxRunner(DecoderRunner[KeyValueCache]):
     """A `Runner` on onnxruntime's CPU provider.
 
     Rows with one token are decoded together in one run of the graph. A row with several tokens is a run of
@@ -65,14 +66,14 @@ class OnnxRunner:
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._outputs = {each.name for each in self._session.get_outputs()}
         self._vocabularies = Vocabularies(directory, config.vocab_size)
-        self._cache = KeyValueCache(config, num_slots, context)
+        cache = KeyValueCache(config, num_slots, context)
         self._widths = self._vocabularies.widths
         sizes = self._vocabularies.sizes
-        self._info = RunnerInfo(
+        info = RunnerInfo(
             num_slots=num_slots,
             context=context,
             vocab_size=self._vocabularies.largest,
-            bytes_per_token=self._cache.bytes_per_token,
+            bytes_per_token=cache.bytes_per_token,
             invariant=invariant,
             min_prompt_chunk=2,
             hidden_size=config.hidden_size,
@@ -80,6 +81,7 @@ class OnnxRunner:
             num_guesses=num_guesses,
             vocab_sizes=() if len(set(sizes)) == 1 else tuple(sizes),
         )
+        super().__init__(info, cache)
         # A decode step reads and writes at the same places every time, so it is bound once per number of rows, and
         # per choice of heads where adapters have their own.
         self._hidden = np.empty((num_slots, 1, config.hidden_size), np.float32)
@@ -92,11 +94,6 @@ class OnnxRunner:
         if verifier:
             sizes_of_model = (config.hidden_size, config.vocab_size)
             self._verifier = Verifier(verifier, self._cache, 1 + num_guesses, *sizes_of_model, threads)
-
-    @property
-    def info(self) -> RunnerInfo:
-        """What this runner can do."""
-        return self._info
 
     def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """See `Runner.step`."""
@@ -121,22 +118,6 @@ class OnnxRunner:
     def states(self, row: Row) -> NDArray[np.float32]:
         """See `Runner.states`."""
         return np.concatenate([self._read_states(part) for part in _parts(row)])
-
-    def encode(self, slot: int, tokens: Sequence[int], adapter: int = 0) -> None:
-        """A decoder has no encoder."""
-        raise ValueError("the runner of a decoder was asked to encode")
-
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """See `Runner.copy`."""
-        self._cache.copy(pairs)
-
-    def truncate(self, slot: int, length: int) -> None:
-        """See `Runner.truncate`."""
-        self._cache.truncate(slot, length)
-
-    def free(self, slot: int) -> None:
-        """See `Runner.free`."""
-        self._cache.free(slot)
 
     def close(self) -> None:
         """See `Runner.close`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from arriero.compute import Row
 from arriero.runners.onnx.adapters import read_vocabularies
+from arriero.runners.table import Table
 
 
 class Vocabularies:
@@ -20,7 +19,7 @@ class Vocabularies:
     def __init__(self, directory: Path, base_size: int) -> None:
         """Open the tables of a directory that `build_decoder` or `build_adapters` wrote."""
         entries = read_vocabularies(directory, base_size)
-        files = {entry.embeddings: _Table(directory / entry.embeddings) for entry in entries}
+        files = {entry.embeddings: Table(directory / entry.embeddings) for entry in entries}
         self._tables = [files[entry.embeddings] for entry in entries]
         self.heads = [entry.head for entry in entries]
         """By adapter, the suffix of the graph's output that has its logits."""
@@ -59,26 +58,3 @@ class Vocabularies:
             places = [place for place, each in enumerate(heads) if each == head]
             merged[places, : self.widths[head]] = logits[head]
         return merged
-
-
-class _Table:
-    """The rows of a matrix in a file, read when they are wanted.
-
-    A mapped file would be counted to the process in pieces of up to 2 MB, so soon all of it; rows that are read take
-    no memory, and the system keeps the file's pages as long as it has room.
-    """
-
-    def __init__(self, file: Path) -> None:
-        """`file` has a float32 matrix as NumPy saves it."""
-        matrix = np.load(file, mmap_mode="r")
-        self._width = matrix.shape[1]
-        self._start = matrix.offset
-        self._file = os.open(file, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    def rows(self, numbers: Sequence[int]) -> NDArray[np.float32]:
-        """These rows, float32 [rows, width]."""
-        rows = np.empty((len(numbers), self._width), np.float32)
-        for row, number in zip(rows, numbers, strict=True):
-            os.preadv(self._file, [row], self._start + number * row.nbytes)
-        return rows
