@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
-from arriero.core import RunnerInfo
+from arriero.compute import RunnerInfo
 
 
 class Cache(Protocol):
