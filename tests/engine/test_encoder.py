@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import pickle
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ class Lengths:
         self.closed_in = threading.current_thread().name
 
 
-def ask(*lengths, first_segments=()):
+def ask(*lengths, first_segments=(), **more):
     inputs = tuple((place % 60,) * length for place, length in enumerate(lengths))
-    return EncodingRequest(id="e", inputs=inputs, first_segments=first_segments)
+    return EncodingRequest(id="e", inputs=inputs, first_segments=first_segments, **more)
 
 
 def expected(request):
@@ -120,6 +121,63 @@ def test_a_full_queue_is_an_overload_but_an_idle_encoder_takes_one():
     batches.submit(ask(5))
 
 
+def test_one_beside_many_is_next():
+    batches = make(batch_tokens=50)
+    for _ in range(50):
+        batches.submit(ask(50, 50, caller="many"))
+    batches.schedule()
+    one = batches.submit(ask(50, caller="one"))
+    assert one in [batches.schedule()[0].job for _ in range(2)]
+
+
+def shares(batches, num_batches):
+    """Tokens that were read for each caller."""
+    read = Counter()
+    for _ in range(num_batches):
+        for each in batches.schedule():
+            read[each.job.request.caller] += len(each.tokens)
+    return read
+
+
+@pytest.mark.parametrize("length", [20, 10])
+def test_callers_share_by_weight_whatever_the_length_of_their_inputs(length):
+    """Of one length they share batches, of two they take turns."""
+    batches = make(batch_tokens=100)
+    batches.submit(ask(*[20] * 300, caller="light"))
+    batches.submit(ask(*[length] * 600, caller="heavy", weight=2.0))
+    read = shares(batches, 30)
+    assert read.total() == 30 * 100
+    assert read["heavy"] == pytest.approx(2 * read["light"], abs=200)
+
+
+def test_who_joins_a_batch_pays():
+    batches = make(batch_tokens=100)
+    batches.submit(ask(*[10] * 100, caller="a"))
+    batches.submit(ask(20, *[10] * 100, caller="b"))
+    read = shares(batches, 15)
+    assert abs(read["a"] - read["b"]) <= 100
+
+
+def test_priority_orders_ones_own_requests_alone():
+    batches = make(batch_tokens=10)
+    jobs = [batches.submit(ask(10, caller="a", priority=priority)) for priority in (5, 0, -5)]
+    other = batches.submit(ask(10, caller="b", priority=100))
+    order = [batches.schedule()[0].job for _ in range(4)]
+    assert order.index(other) == 1
+    order.remove(other)
+    assert order == jobs[::-1]
+
+
+def test_a_full_queue_has_room_for_who_has_none_in_it():
+    batches = make(batch_tokens=10, max_queue=4)
+    for _ in range(4):
+        batches.submit(ask(10, caller="many"))
+    with pytest.raises(Overloaded):
+        batches.submit(ask(10, caller="many"))
+    batches.submit(ask(10, caller="one"))
+    assert batches.stats().waiting == 5
+
+
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
@@ -147,7 +205,7 @@ def test_everybody_gets_what_is_theirs_and_the_oldest_first(requests, aborts, pa
     jobs, done, arrived = [], {}, []
 
     def step():
-        waiting = [each for each in arrived if each in batches._waiting]
+        waiting = [each for each in arrived if each in each.job.waiting]
         batch = batches.schedule()
         if batch is None:
             assert not waiting
@@ -168,7 +226,7 @@ def test_everybody_gets_what_is_theirs_and_the_oldest_first(requests, aborts, pa
     for place, asked in enumerate(requests):
         job = batches.submit(ask(*asked))
         jobs.append(job)
-        arrived.extend(job.inputs)
+        arrived.extend(job.waiting)
         for _ in range(pauses[place]):
             step()
     dropped = [job for place, job in enumerate(jobs) if place in aborts and job not in done]
@@ -179,7 +237,33 @@ def test_everybody_gets_what_is_theirs_and_the_oldest_first(requests, aborts, pa
     assert set(done) == set(jobs) - set(dropped)
     for job, vectors in done.items():
         assert vectors.tolist() == expected(job.request)
-    assert (batches.stats().waiting, batches._lengths, batches._by_length) == (0, [], {})
+    assert (batches.stats().waiting, batches._lengths, batches._by_length, len(batches._queue)) == (0, [], {}, 0)
+
+
+@given(
+    requests=st.lists(
+        st.tuples(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.sampled_from("abc"), st.integers(-1, 1)),
+        min_size=1,
+        max_size=12,
+    ),
+    aborts=st.sets(st.integers(0, 11)),
+    batch_tokens=st.integers(1, 120),
+)
+def test_nothing_of_anybodys_is_lost(requests, aborts, batch_tokens):
+    batches = make(batch_tokens)
+    jobs = [
+        batches.submit(ask(*asked, caller=caller, weight=1.0 + ord(caller) % 2, priority=priority))
+        for asked, caller, priority in requests
+    ]
+    done = dict(compute(batches, batches.schedule()))
+    dropped = [job for place, job in enumerate(jobs) if place in aborts and job not in done]
+    for job in dropped:
+        batches.abort(job)
+    while batch := batches.schedule():
+        done.update(compute(batches, batch))
+    assert done.keys() == set(jobs) - set(dropped)
+    assert all(encoded.vectors.tolist() == expected(job.request) for job, encoded in done.items())
+    assert (batches.stats().waiting, batches._lengths, batches._by_length, len(batches._queue)) == (0, [], {}, 0)
 
 
 # The engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from arriero.app.web import create_app
+from arriero.core import Engine
 from arriero.gateway.door import Door
 from arriero.store import keys
 from arriero.store.database import open_database
@@ -82,11 +83,19 @@ class Guarded:
 
 @pytest.fixture
 async def guard(serve: Callable[..., Awaitable[Served]], tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """Start a server; takes any setting, and `closed`."""
+    """Start a server; takes any setting, `closed`, and an `engine`, started, in the place of its own."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, closed: bool = False, clock: Callable[[], float] = time.time, **settings: Any) -> Guarded:
+        async def start(
+            *,
+            closed: bool = False,
+            clock: Callable[[], float] = time.time,
+            engine: Engine | None = None,
+            **settings: Any,
+        ) -> Guarded:
             served = await serve(**settings)
+            if engine:
+                served = replace(served, model=replace(served.model, engine=engine))
             path = tmp_path / "arriero.db"
             ledger = Ledger(path, clock=clock)  # not started: a test tells it when to look
             app = create_app(served.settings, served.model, ledger, closed=closed)

@@ -1,7 +1,14 @@
 """Keys share a busy engine, and nobody waits longer than they said they would."""
 
 import asyncio
+import threading
 from typing import Any
+
+import numpy as np
+import pytest
+
+from arriero.compute import EncoderInfo
+from arriero.engine.encoder import EncodingEngine
 
 
 async def test_one_request_waits_for_one_of_fifty(guard: Any) -> None:
@@ -80,3 +87,63 @@ async def test_priority_orders_ones_own_requests(guard: Any) -> None:
         await server.served.until(lambda stats, waiting=waiting: stats.waiting == waiting)
     await asyncio.gather(first, *tasks)
     assert ended == [-5, 0, 5]
+
+
+class Gate:
+    """An encoder that computes when it is let."""
+
+    info = EncoderInfo(context=100, vocab_size=300, width=1, invariant=True)
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Semaphore(0)
+
+    def encode(self, inputs: Any, first_segments: Any) -> Any:
+        self.may_go_on.acquire()
+        return np.ones((len(inputs), 1), np.float32)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+ENCODING: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": "w" * 50},
+    "/v1/rerank": {"query": "w" * 50, "documents": ["w" * 50]},
+    "/v1/score": {"text_1": "w" * 50, "text_2": "w" * 50},
+}
+
+
+@pytest.mark.parametrize("path", ENCODING)
+async def test_an_encoder_has_turns_priorities_and_deadlines_too(path: str, guard: Any) -> None:
+    encoder = Gate()
+    engine = EncodingEngine(lambda: encoder, max_queue=6, batch_tokens=50)
+    await engine.start()
+    server = await guard(engine=engine)
+    for name in ("many", "one"):
+        server.key(name)
+    ended: list[Any] = []
+
+    async def ask(name: str, number: int, **more: Any) -> Any:
+        answer = await server.ask(name, "POST", path, json={"model": server.model, **ENCODING[path], **more})
+        ended.append((name, number))
+        return answer
+
+    try:
+        first = asyncio.create_task(ask("many", -1))
+        await server.served.until(lambda stats: stats.running)
+        many = [asyncio.create_task(ask("many", number, priority=5 - number)) for number in range(6)]
+        await server.served.until(lambda stats: stats.waiting == 6)
+        refused = await ask("many", -2)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        one = asyncio.create_task(ask("one", 0))
+        await server.served.until(lambda stats: stats.waiting == 7)
+        late = await ask("one", -1, deadline=0.05)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        encoder.may_go_on.release(100)
+        assert {each.status_code for each in await asyncio.gather(first, one, *many)} == {200}
+        assert ended.index(("one", 0)) <= ended.index(("many", -1)) + 2
+        assert [number for name, number in ended if name == "many"] == [-2, -1, 5, 4, 3, 2, 1, 0]
+        assert (await ask("one", 1, deadline=0)).json()["error"]["param"] == "deadline"
+    finally:
+        encoder.may_go_on.release(100)
+        await engine.close()

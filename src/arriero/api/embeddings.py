@@ -56,7 +56,7 @@ async def _embed(
     tokens: list[list[int]],
     profile: Profile,
 ) -> dict[str, Any]:
-    encoder = TextEncoder(request, model, truncate=parameters.truncate)
+    encoder = TextEncoder(request, model, parameters)
     vectors = await (encoder.texts(texts, _called) if texts else encoder.tokens(tokens, _called))
     if parameters.dimensions is not None:
         vectors = normalised(vectors[:, : parameters.dimensions])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import orjson
 from fastapi import Request, Response
 from numpy.typing import NDArray
 
-from arriero.api.generation import apart_if_long
+from arriero.api.encoding_parameters import EncodingParameters
+from arriero.api.generation import apart_if_long, late
 from arriero.api.request import known_ids
 from arriero.core import EncodingRequest
 from arriero.errors import ContextOverflow, InvalidRequest
@@ -30,12 +32,12 @@ class TextEncoder:
     called in the request.
     """
 
-    def __init__(self, request: Request, model: ServedModel, *, truncate: bool) -> None:
-        """`truncate` cuts inputs that are longer than the model's context; else they are refused."""
+    def __init__(self, request: Request, model: ServedModel, parameters: EncodingParameters) -> None:
         self.model = model
+        self._parameters = parameters
         self._meter = meter_of(request.scope)
         self._caller = caller_of(request.scope)
-        self._truncate = truncate
+        self._truncate = parameters.truncate
         self._context = model.engine.context
 
     @property
@@ -95,16 +97,20 @@ class TextEncoder:
 
     async def _encode(self, inputs: Sequence[Sequence[int]], first_segments: Sequence[int]) -> Vectors:
         self._meter.prompt_tokens += sum(map(len, inputs))
-        return await self.model.engine.encode(
-            EncodingRequest(
-                id=new_id("encode-"),
-                inputs=tuple(map(tuple, inputs)),
-                first_segments=tuple(first_segments),
-                adapter=self.model.adapter,
-                caller=self._caller.id,
-                weight=self._caller.weight,
-            )
+        asked = EncodingRequest(
+            id=new_id("encode-"),
+            inputs=tuple(map(tuple, inputs)),
+            first_segments=tuple(first_segments),
+            adapter=self.model.adapter,
+            caller=self._caller.id,
+            weight=self._caller.weight,
+            priority=self._parameters.priority,
         )
+        try:
+            async with asyncio.timeout(self._parameters.deadline):
+                return await self.model.engine.encode(asked)
+        except TimeoutError:
+            raise late(self._parameters.deadline) from None
 
 
 async def answered(request: Request, ignored: list[str], work: Coroutine[Any, Any, object]) -> Response:

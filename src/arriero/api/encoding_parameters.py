@@ -10,14 +10,34 @@ from pydantic import Field
 from arriero.api.objects import JSONObject, ignored, marks
 from arriero.api.parameters import Parameter, TextsOrTokens, one_fault
 
-_MODEL = "Id of the model. Left out: the server's first."
-_TRUNCATE = "Cut what is longer than the model's context. Left out: refuse it. An extension."
+
+class EncodingParameters(JSONObject):
+    """What the bodies have in common."""
+
+    model: str = Field(description="Id of the model. Left out: the server's first.")
+    truncate: bool = Field(
+        False, description="Cut what is longer than the model's context. Left out: refuse it. An extension."
+    )
+    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Orders the requests that one key waits for: lower goes first. Gets nobody ahead of others. An "
+        "extension.",
+    )
+    deadline: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Seconds in which the answer must be complete. After them it is given up, and the error is 504 "
+        "`deadline_exceeded`. An extension.",
+    )
 
 
-class EmbeddingParameters(JSONObject):
+class EmbeddingParameters(EncodingParameters):
     """The body of `POST /v1/embeddings`."""
 
-    model: str = Field(description=_MODEL)
     input: Annotated[TextsOrTokens, one_fault("input")] = Field(
         description="One input or up to 2048, each as text or as token ids."
     )
@@ -29,14 +49,12 @@ class EmbeddingParameters(JSONObject):
         ge=1,
         description="Give only so many elements of each vector, divided by their length; at most the model's width.",
     )
-    truncate: bool = Field(False, description=_TRUNCATE)
     prompt_name: str | None = Field(
         None, description="Put the model's prompt of this name before each text. An extension."
     )
     input_type: Literal["query", "document", "passage"] | None = Field(
         None, description="Put the model's prompt for such texts before each, if it has one. An extension."
     )
-    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
 
 
 class TextDocument(JSONObject):
@@ -45,31 +63,25 @@ class TextDocument(JSONObject):
     text: str = Field(description="What it says.")
 
 
-class RerankParameters(JSONObject):
+class RerankParameters(EncodingParameters):
     """The body of `POST /v1/rerank`."""
 
-    model: str = Field(description=_MODEL)
     query: str = Field(min_length=1, description="What the documents are compared with.")
     documents: Annotated[list[str | TextDocument], Field(fail_fast=True)] = Field(
         min_length=1, max_length=2048, description='Texts, or objects with a "text".'
     )
     top_n: int | None = Field(None, ge=1, description="Return only so many of the most relevant; left out: all.")
     return_documents: bool = Field(False, description="Give the texts back beside their scores.")
-    truncate: bool = Field(False, description=_TRUNCATE)
-    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
 
 
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=2048, fail_fast=True)]
 
 
-class ScoreParameters(JSONObject):
+class ScoreParameters(EncodingParameters):
     """The body of `POST /v1/score`, as in vLLM."""
 
-    model: str = Field(description=_MODEL)
     text_1: Texts = Field(description="A text, or as many as `text_2` has.")
     text_2: Texts = Field(description="A text, or several, each compared with its counterpart or with the one.")
-    truncate: bool = Field(False, description=_TRUNCATE)
-    user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
 
 
 ENDPOINTS: Mapping[str, type[JSONObject]] = {

@@ -164,10 +164,14 @@ def _deltas(
     return alpaca.strip(deltas) if profile.alpaca and parameters.alternatives is None else deltas
 
 
+def late(seconds: float | None) -> DeadlineExceeded:
+    """The error for what took longer than its caller wanted to wait."""
+    return DeadlineExceeded(f"The answer was not complete within {seconds:g} s, the deadline.")
+
+
 async def _in_time(events: AsyncIterator[list[Event]], seconds: float) -> AsyncIterator[list[Event]]:
     """The same events; raises `DeadlineExceeded` where they are not complete in time, which gives up the rest."""
     end = asyncio.get_running_loop().time() + seconds
-    late = DeadlineExceeded(f"The answer was not complete within {seconds:g} s, the deadline.")
     try:
         while True:
             try:
@@ -176,10 +180,10 @@ async def _in_time(events: AsyncIterator[list[Event]], seconds: float) -> AsyncI
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise late from None
+                raise late(seconds) from None
             yield news
             if limit.expired():  # the engine has told what it sampled until then
-                raise late
+                raise late(seconds)
     finally:
         close = getattr(events, "aclose", None)
         if close is not None:

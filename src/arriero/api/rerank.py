@@ -52,7 +52,7 @@ def rerank_routes(pool: Pool, delivery: Delivery) -> APIRouter:
 
 async def _rerank(request: Request, model: ServedModel, parameters: RerankParameters) -> dict[str, Any]:
     texts = [each if isinstance(each, str) else each.text for each in parameters.documents]
-    encoder = TextEncoder(request, model, truncate=parameters.truncate)
+    encoder = TextEncoder(request, model, parameters)
     scores = await _relevance(encoder, parameters.query, texts)
     order = np.argsort(-scores, kind="stable")[: parameters.top_n]
     results = [
@@ -94,7 +94,7 @@ async def _score(request: Request, model: ServedModel, parameters: ScoreParamete
             param="text_1",
             code="invalid_value",
         )
-    encoder = TextEncoder(request, model, truncate=parameters.truncate)
+    encoder = TextEncoder(request, model, parameters)
     scores = await _nearness(encoder, firsts, seconds)
     data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
     return {

@@ -4,9 +4,10 @@
         vectors = ...                      # the encoder computes the batch
         events = batches.update(batch, vectors)
 
-- **The oldest input is in the next batch**, so nobody waits for ever, whatever others bring.
-- **Those nearest to it in length join it**, the oldest of each length first, as long as the batch, with every input
-  as long as its longest, has at most `batch_tokens` tokens: attention pads.
+- **Callers take turns** by the tokens that are read for them (`arriero.engine.queue`). The oldest input of whose turn
+  it is is in the next batch, so nobody waits for ever, whatever others bring.
+- **Those nearest to it in length join it**, of each length those of whose turn it is, the oldest first, as long as the
+  batch, with every input as long as its longest, has at most `batch_tokens` tokens: attention pads. Who joins pays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from arriero.core import EncodingRequest, EngineStats
 from arriero.engine import limits
 from arriero.engine.encodings import Encoded
 from arriero.engine.pace import Pace
+from arriero.engine.queue import FairQueue
 from arriero.errors import InvalidRequest, Overloaded
 
 
@@ -33,7 +35,8 @@ class Job:
     """One request, and the handle by which it is aborted."""
 
     request: EncodingRequest
-    inputs: list[Input]
+    waiting: OrderedDict[Input, None]
+    """Its inputs that were in no batch yet, in their order."""
     vectors: NDArray[np.float32]
     """float32 [inputs, width], all there once none is left."""
     num_left: int
@@ -78,8 +81,8 @@ class Batches:
         self._batch_tokens = batch_tokens
         self._max_queue = max_queue
         self._clock = clock
-        self._waiting: OrderedDict[Input, None] = OrderedDict()  # oldest first
-        self._by_length: dict[int, OrderedDict[Input, None]] = {}
+        self._queue: FairQueue[Job] = FairQueue()
+        self._by_length: dict[int, dict[tuple[str, int], OrderedDict[Input, None]]] = {}  # by caller and priority
         self._lengths: list[int] = []  # the keys, sorted
         self._num_waiting = 0  # requests of which nothing was read yet
         self._computing = 0
@@ -100,13 +103,14 @@ class Batches:
         limits.check_inputs(request, self._info.vocab_size, self._info.context)
         if request.first_segments and len(request.first_segments) != len(request.inputs):
             raise InvalidRequest("There must be as many first segments as inputs.", param="input")
-        if self._num_waiting >= self._max_queue and (self._waiting or self._computing):
-            raise Overloaded("The queue is full.", retry_after=self._pace.retry_after(self._num_waiting))
         count = len(request.inputs)
-        job = Job(request, [], np.empty((count, self._info.width), np.float32), count)
-        job.inputs = [Input(job, index) for index in range(count)]
-        for each in job.inputs:
-            self._add(each)
+        job = Job(request, OrderedDict(), np.empty((count, self._info.width), np.float32), count)
+        self._queue.push(job, cost=0.0, caller=request.caller, priority=request.priority)
+        if not self._has_room(request.caller):
+            self._queue.remove(job)
+            raise Overloaded("The queue is full.", retry_after=self._pace.retry_after(self._num_waiting))
+        for index in range(count):
+            self._add(Input(job, index))
         self._num_waiting += 1
         return job
 
@@ -115,25 +119,22 @@ class Batches:
         job.aborted = True
         self._num_waiting -= not job.started
         job.started = True
-        for each in job.inputs:
-            if each in self._waiting:
-                self._remove(each)
+        for each in list(job.waiting):
+            self._remove(each)
 
     def schedule(self) -> list[Input] | None:
         """The next batch; None when nothing waits."""
-        if not self._waiting:
+        if not self._queue:
             return None
+        first = next(iter(self._queue.first().waiting))
+        each: Input | None = first
         batch: list[Input] = []
-        longest = 0
-        for each in self._nearest(next(iter(self._waiting))):
-            longest = max(longest, len(each.tokens))
-            if batch and longest * (len(batch) + 1) > self._batch_tokens:
-                break
+        length = longest = len(first.tokens)
+        while each and (not batch or longest * (len(batch) + 1) <= self._batch_tokens):
             batch.append(each)
-        for each in batch:
-            self._remove(each)
-            self._num_waiting -= not each.job.started
-            each.job.started = True
+            self._take(each)
+            each = self._nearest(length)
+            longest = max(longest, len(each.tokens)) if each else longest
         self._computing, self._started = len(batch), self._clock()
         return batch
 
@@ -164,33 +165,52 @@ class Batches:
             prompt_tokens=self._num_tokens,
         )
 
-    def _nearest(self, first: Input) -> Iterator[Input]:
-        """All that wait, by how far their length is from this one's: it first, then the oldest of its length."""
-        yield first
-        length = len(first.tokens)
+    def _has_room(self, caller: str) -> bool:
+        """Whether one more may wait, which is already in the queue: if that is not full, or its caller has less than
+        their share of it, or it does not have to wait."""
+        if self._num_waiting < self._max_queue or not (len(self._queue) > 1 or self._computing):
+            return True
+        return self._queue.num_of(caller) * self._queue.num_callers <= self._max_queue
+
+    def _nearest(self, length: int) -> Input | None:
+        """Of all that wait the input whose length is nearest to this one, of who is furthest behind, the oldest."""
+        if not self._lengths:
+            return None
         above = bisect_left(self._lengths, length)
-        below = above - 1
-        while below >= 0 or above < len(self._lengths):
-            down = length - self._lengths[below] if below >= 0 else None
-            up = self._lengths[above] - length if above < len(self._lengths) else None
-            if down is None or (up is not None and up <= down):
-                nearest, above = self._lengths[above], above + 1
-            else:
-                nearest, below = self._lengths[below], below - 1
-            yield from (each for each in self._by_length[nearest] if each is not first)
+        around = self._lengths[max(0, above - 1) : above + 1]
+        nearest = min(around, key=lambda each: (abs(each - length), -each))
+        lines = self._by_length[nearest]
+        turn = (
+            min(lines, key=lambda line: (self._queue.place(line[0]), line[1])) if len(lines) > 1 else next(iter(lines))
+        )
+        return next(iter(lines[turn]))
+
+    def _take(self, each: Input) -> None:
+        """Move one that waits into the batch, at its caller's cost."""
+        job = each.job
+        self._num_waiting -= not job.started
+        job.started = True
+        self._queue.charge(job.request.caller, len(each.tokens), job.request.weight)
+        self._remove(each)
 
     def _add(self, each: Input) -> None:
-        length = len(each.tokens)
+        length, request = len(each.tokens), each.job.request
         if length not in self._by_length:
-            self._by_length[length] = OrderedDict()
+            self._by_length[length] = {}
             insort(self._lengths, length)
-        self._by_length[length][each] = None
-        self._waiting[each] = None
+        line = self._by_length[length].setdefault((request.caller, request.priority), OrderedDict())
+        line[each] = None
+        each.job.waiting[each] = None
 
     def _remove(self, each: Input) -> None:
-        length = len(each.tokens)
-        del self._waiting[each]
-        del self._by_length[length][each]
-        if not self._by_length[length]:
+        length, job = len(each.tokens), each.job
+        key = job.request.caller, job.request.priority
+        lines = self._by_length[length]
+        del job.waiting[each], lines[key][each]
+        if not job.waiting:
+            self._queue.remove(job)
+        if not lines[key]:
+            del lines[key]
+        if not lines:
             del self._by_length[length]
             del self._lengths[bisect_left(self._lengths, length)]

@@ -76,9 +76,15 @@ class FairQueue(Generic[T]):
         insort(self._lines[caller].entries, (priority, number, cost / weight, item))
         self._owners[item] = caller, priority, number
 
+    def first(self) -> T:
+        """The item that is next; it stays, so that it can be taken in parts, each of which is charged."""
+        _, line = self._next()
+        self._now = line.place
+        return line.entries[0][3]
+
     def pop(self) -> T:
         """Take the item that is next."""
-        caller, line = min(self._lines.items(), key=lambda each: (each[1].place, each[1].entries[0][1]))
+        caller, line = self._next()
         _, _, cost, item = line.entries.pop(0)
         del self._owners[item]
         self._now = line.place
@@ -86,12 +92,23 @@ class FairQueue(Generic[T]):
         self._drop_if_empty(caller)
         return item
 
+    def charge(self, caller: str, cost: float, weight: float = 1.0) -> None:
+        """Have somebody who waits pay for what was done for them, out of turn or in parts."""
+        self._lines[caller].place += cost / weight
+
+    def place(self, caller: str) -> float:
+        """How far somebody who waits has come, in virtual time; it is the turn of who is furthest behind."""
+        return self._lines[caller].place
+
     def remove(self, item: T) -> None:
         """Take an item that nobody waits for any more; it has cost nothing."""
         caller, priority, number = self._owners.pop(item)
         entries = self._lines[caller].entries
         del entries[bisect_left(entries, (priority, number))]
         self._drop_if_empty(caller)
+
+    def _next(self) -> tuple[str, _Line[T]]:
+        return min(self._lines.items(), key=lambda each: (each[1].place, each[1].entries[0][1]))
 
     def _drop_if_empty(self, caller: str) -> None:
         if self._lines[caller].entries:
