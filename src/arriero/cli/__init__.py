@@ -1,4 +1,4 @@
-"""The command line: `arriero serve`, `bench`, `models`, `keys`, `usage`."""
+"""The command line: `arriero serve`, `chat`, `bench`, `models`, `keys`, `usage`."""
 
 from __future__ import annotations
 

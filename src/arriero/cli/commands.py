@@ -8,6 +8,7 @@ import typer
 
 from arriero import __version__
 from arriero.cli.bench import bench
+from arriero.cli.chat.command import chat
 from arriero.cli.keys import keys
 from arriero.cli.models import models
 from arriero.cli.serve import serve
@@ -26,6 +27,7 @@ app = typer.Typer(
     },
 )
 app.command()(serve)
+app.command()(chat)
 app.command()(bench)
 app.add_typer(models)
 app.add_typer(keys)

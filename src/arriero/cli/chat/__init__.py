@@ -1,0 +1,1 @@
+"""`arriero chat`: a conversation with any OpenAI-compatible endpoint, in a terminal or a pipe."""
