@@ -28,9 +28,10 @@ proof:  ## Same answers as transformers and alone as in a crowd, and the price o
 	PROOF=1 $(BIN)/pytest tests/fidelity tests/runners tests/reference_live
 	$(BIN)/python benchmarks/quality.py
 
-abuse:  ## What the API's description allows and more, and 500 clients of every kind at once: pip install -e '.[proof]'
-	$(BIN)/pytest tests/proof
+abuse:  ## Load, faults and attacks for as long as they prove something : pip install -e '.[proof]'
+	PROOF=1 $(BIN)/pytest tests/abuse tests/proof
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/soak.py --clients 64 --seconds 300 --patience 60 -- SmolLM2-135M-Instruct
 
 benchmarks:  ## The figures of speed in benchmarks/RESULTS.md, with plots, beside llama.cpp; ONLY=compare,start for some.
 	$(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY))

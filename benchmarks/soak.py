@@ -1,9 +1,11 @@
 """Many clients at once, most of them badly behaved; what is left of it in the server afterwards has to be nothing.
 
-    python benchmarks/soak.py                                   # 500 clients for 60 s on a scripted server of its own
-    python benchmarks/soak.py --url http://127.0.0.1:8000 --pid PID --clients 64 --seconds 300
+    python benchmarks/soak.py                                   # 500 clients for 60 s on a scripted model
+    python benchmarks/soak.py --clients 64 --seconds 300 -- SmolLM2-135M-Instruct
 
-Ends with status 1 if a client saw what it should not, or if anything stayed behind.
+What stands behind `--` is for `arriero serve`. The server asks for keys, and each kind of client has one of its own, so
+that its usage can be compared with what these clients were told. Ends with status 1 if a client saw what it should
+not, if one that behaves had to wait for longer than `--patience`, if anything stayed behind, or if the books are wrong.
 """
 
 from __future__ import annotations
@@ -14,41 +16,29 @@ import json
 import os
 import random
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-WORDS = ["the", "mule", "went", "over", "the", "mountain", "with", "salt", "and", "came", "home", "with", "corn"]
-FINE, TURNED_AWAY, GONE = "200", "503", "left"
+from arriero.store import keys
+from arriero.store.database import open_database
+from soak_clients import BEHAVIOURS, EXACT, HEALTHY, LIMITS, QUESTIONS, Client, Server, Told, read
+
 PATIENCE = 120.0
 """Seconds after which a client that behaves gives up; a server that lets it wait so long has failed."""
-
-
-@dataclass
-class Server:
-    """Whom the clients ask."""
-
-    host: str
-    port: int
-    model: str = ""
-    echoes: bool = False
-    """Whether an answer is known beforehand: what was asked."""
-    body_limit: int = 16 * 2**20
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int = 0
-    body: bytes = b""
+SCRIPTED = ("--engine", "scripted", "--pace", "200")
+WARDEN = "warden"
+"""The key of who looks after the server."""
+_LATE = 4
+"""Tokens that an engine may draw for a request that was given up: one a choice, in the step that runs then."""
 
 
 @dataclass
@@ -56,240 +46,45 @@ class Soak:
     """Clients at work, and what became of their requests."""
 
     server: Server
+    keys: dict[str, str]
+    told: dict[str, Told]
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
 
     async def run(self, clients: int, seconds: float, seed: int) -> None:
         """So many clients for so long, each with its next request when the last is over."""
         end = time.monotonic() + seconds
+        names, weights = list(BEHAVIOURS), [weight for _, _, weight in BEHAVIOURS.values()]
 
         async def client(number: int) -> None:
             draw = random.Random(seed * 100_000 + number)
             await asyncio.sleep(draw.uniform(0, min(1.0, seconds / 4)))
             while time.monotonic() < end:
-                [(name, (behaviour, allowed, _))] = draw.choices(list(BEHAVIOURS.items()), WEIGHTS)
-                try:
-                    async with asyncio.timeout(PATIENCE):
-                        outcome = await behaviour(self.server, draw)
-                except TimeoutError:
-                    outcome = "timeout"
-                except (OSError, asyncio.IncompleteReadError) as error:
-                    outcome = type(error).__name__
-                self.outcomes[name, outcome] += 1
-                if outcome not in allowed:
-                    self.wrong[f"{name}: {outcome}"] += 1
+                [name] = draw.choices(names, weights)
+                await self._visit(name, draw)
 
         await asyncio.gather(*(client(number) for number in range(clients)))
 
-
-@asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection that is broken off in the end, whatever is under way."""
-    reader, writer = await asyncio.open_connection(server.host, server.port)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-
-
-def request(server: Server, path: str, body: bytes, length: int | None = None) -> bytes:
-    size = len(body) if length is None else length
-    lines = (f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {size}", "", "")
-    return "\r\n".join(lines).encode() + body
-
-
-def question(server: Server, draw: random.Random, **others: Any) -> tuple[bytes, str]:
-    """A chat's request, and what a server that echoes answers."""
-    text = " ".join(draw.choices(WORDS, k=draw.randint(1, 30)))
-    body = {"model": server.model, "messages": [{"role": "user", "content": text}], "max_tokens": 32, **others}
-    if server.echoes:
-        body["max_tokens"] = 400
-    return request(server, "/v1/chat/completions", json.dumps(body).encode()), text
-
-
-async def read(reader: asyncio.StreamReader, pause: Callable[[], Awaitable[None]] | None = None) -> Answer:
-    """A whole answer; `pause` comes before each piece of a stream."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    answer = Answer(int(head.split(b" ", 2)[1]))
-    if length := re.search(rb"content-length: (\d+)", head.lower()):
-        answer.body = await reader.readexactly(int(length[1]))
-        return answer
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        if pause:
-            await pause()
-        answer.body += (await reader.readexactly(size + 2))[:-2]
-    await reader.readexactly(2)
-    return answer
-
-
-def judged(server: Server, answer: Answer, expected: str) -> str:
-    """The status, or what is wrong with an answer that should be fine."""
-    if answer.status != 200:
-        return str(answer.status)
-    if answer.body.startswith((b"data:", b":")):
-        events = [json.loads(line[6:]) for line in answer.body.split(b"\n") if line.startswith(b"data: {")]
-        if any("error" in event for event in events):
-            return "error event"
-        if not answer.body.endswith(b"data: [DONE]\n\n"):
-            return "stream without an end"
-        said = "".join(each["delta"].get("content") or "" for event in events for each in event["choices"])
-    else:
-        said = json.loads(answer.body)["choices"][0]["message"]["content"]
-    return FINE if not server.echoes or said == expected else "another's answer"
-
-
-# What clients do
-
-
-async def ask(server: Server, draw: random.Random) -> str:
-    """Two requests on one connection, like any client."""
-    async with connected(server) as (reader, writer):
-        for _ in range(2):
-            sent, expected = question(server, draw)
-            writer.write(sent)
-            outcome = judged(server, await read(reader), expected)
-            if outcome != FINE:
-                return outcome
-    return FINE
-
-
-async def stream(server: Server, draw: random.Random) -> str:
-    """A stream, read to its end."""
-    async with connected(server) as (reader, writer):
-        sent, expected = question(server, draw, stream=True)
-        writer.write(sent)
-        return judged(server, await read(reader), expected)
-
-
-async def read_slowly(server: Server, draw: random.Random) -> str:
-    """A stream of which each piece waits to be read."""
-    async with connected(server) as (reader, writer):
-        sent, expected = question(server, draw, stream=True)
-        writer.write(sent)
-        return judged(server, await read(reader, lambda: asyncio.sleep(draw.uniform(0, 0.04))), expected)
-
-
-async def leave_stream(server: Server, draw: random.Random) -> str:
-    """Gone amid a stream."""
-    async with connected(server) as (reader, writer):
-        writer.write(question(server, draw, stream=True, n=draw.randint(1, 3))[0])
-        await reader.read(draw.randint(1, 4000))
-    return GONE
-
-
-async def leave_answer(server: Server, draw: random.Random) -> str:
-    """Gone before the answer."""
-    async with connected(server) as (_, writer):
-        writer.write(question(server, draw)[0])
-        await asyncio.sleep(draw.uniform(0, 0.3))
-    return GONE
-
-
-async def leave_request(server: Server, draw: random.Random) -> str:
-    """Gone amid the request, in its head or its body."""
-    async with connected(server) as (_, writer):
-        sent, _ = question(server, draw)
-        writer.write(sent[: draw.randrange(len(sent))])
-        await asyncio.sleep(draw.uniform(0, 0.1))
-    return GONE
-
-
-async def half_close(server: Server, draw: random.Random) -> str:
-    """Done with sending before the answer comes, as some tools are."""
-    async with connected(server) as (reader, writer):
-        writer.write(question(server, draw)[0])
-        writer.write_eof()
-        await reader.read()
-    return GONE
-
-
-async def send_too_much(server: Server, draw: random.Random) -> str:
-    """A body over the limit, declared or in chunks."""
-    async with connected(server) as (reader, writer):
-        if draw.random() < 0.8:
-            writer.write(request(server, "/v1/chat/completions", b"{" * 65_536, server.body_limit + 1))
-        else:
-            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            writer.write(head + b"transfer-encoding: chunked\r\n\r\n")
-            chunk = b"%x\r\n%s\r\n" % (2**20, b"{" * 2**20)
-            for _ in range(server.body_limit // 2**20 + 1):
-                writer.write(chunk)
-                await writer.drain()
-        return str((await read(reader)).status)
-
-
-async def send_nonsense(server: Server, draw: random.Random) -> str:
-    """A body that is none."""
-    hello = [{"role": "user", "content": "a"}]
-    body = draw.choice(
-        [
-            b"",
-            b"{",
-            b"[]",
-            b"null",
-            bytes(draw.randrange(256) for _ in range(100)),
-            b'{"model": 1, "messages": []}',
-            b"[" * 50_000,
-            json.dumps({"model": server.model, "messages": [{"role": "user"}] * 3, "prompt": 3}).encode(),
-            json.dumps({"model": server.model, "messages": hello, "prompt": "a", "n": -1}).encode(),
-            json.dumps({"model": server.model, "messages": hello, "prompt": "a", "max_tokens": 10**9}).encode(),
-        ]
-    )
-    async with connected(server) as (reader, writer):
-        writer.write(request(server, draw.choice(["/v1/chat/completions", "/v1/completions"]), body))
-        return str((await read(reader)).status)
-
-
-async def break_http(server: Server, draw: random.Random) -> str:
-    """Bytes that are no HTTP."""
-    async with connected(server) as (reader, writer):
-        writer.write(
-            draw.choice([b"\x16\x03\x01\x00\xff", b"GET\r\n\r\n", b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n"])
-        )
-        return str((await read(reader)).status)
-
-
-async def get_lost(server: Server, draw: random.Random) -> str:
-    """A path or a model that is not there."""
-    async with connected(server) as (reader, writer):
-        if draw.random() < 0.5:
-            writer.write(f"GET /no/{draw.randrange(10**6)} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-        else:
-            body = {"model": f"no-{draw.randrange(10**6)}", "messages": [{"role": "user", "content": "a"}]}
-            writer.write(request(server, "/v1/chat/completions", json.dumps(body).encode()))
-        return str((await read(reader)).status)
-
-
-Behaviour = Callable[[Server, random.Random], Awaitable[str]]
-BEHAVIOURS: dict[str, tuple[Behaviour, set[str], int]] = {
-    "ask": (ask, {FINE, TURNED_AWAY}, 20),
-    "stream": (stream, {FINE, TURNED_AWAY}, 20),
-    "read slowly": (read_slowly, {FINE, TURNED_AWAY}, 5),
-    "leave a stream": (leave_stream, {GONE}, 15),
-    "leave an answer": (leave_answer, {GONE}, 10),
-    "leave a request": (leave_request, {GONE}, 5),
-    "half-close": (half_close, {GONE}, 5),
-    "send too much": (send_too_much, {"413"}, 1),
-    "send nonsense": (send_nonsense, {"400", "413"}, 8),
-    "break HTTP": (break_http, {"400"}, 5),
-    "get lost": (get_lost, {"404"}, 6),
-}
-"""What a client may do, what it may see then, and how often it does."""
-WEIGHTS = [weight for _, _, weight in BEHAVIOURS.values()]
+    async def _visit(self, name: str, draw: random.Random) -> None:
+        behaviour, allowed, _ = BEHAVIOURS[name]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                outcome = await behaviour(Client(self.server, draw, self.keys[name], self.told[name]))
+        except TimeoutError:
+            outcome = "timeout"
+        except (OSError, asyncio.IncompleteReadError) as error:
+            outcome = type(error).__name__
+        self.outcomes[name, outcome] += 1
+        if outcome not in allowed:
+            self.wrong[f"{name}: {outcome}"] += 1
 
 
 # What is left of it
 
 
-async def get(server: Server, path: str) -> bytes:
-    async with connected(server) as (reader, writer):
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-        return (await read(reader)).body
-
-
 @dataclass(frozen=True)
 class Rest:
-    """What a server holds when it has nothing to do."""
+    """What a server and its models' processes hold when they have nothing to do."""
 
     megabytes: float
     open_files: int
@@ -300,36 +95,52 @@ class Rest:
     reserved_tokens: int
 
 
-async def rest(server: Server, pid: int) -> Rest:
-    """What the server holds, once it is idle; waits a minute at most."""
-    for _ in range(240):
-        await asyncio.sleep(0.25)
-        seen = await measured(server, pid)
-        if not (seen.slots or seen.waiting or seen.reserved_tokens or seen.tasks > 12):
-            break
-    looks = [seen]
-    for _ in range(4):  # SQLite opens files for moments
-        await asyncio.sleep(0.5)
-        looks.append(await measured(server, pid))
-    return replace(looks[-1], **{name: min(getattr(each, name) for each in looks) for name in ("open_files", "tasks")})
+class Watch:
+    """Looks at a server from outside."""
+
+    def __init__(self, warden: Client, pid: int) -> None:
+        self._warden = warden
+        self._pid = pid
+
+    async def get(self, path: str) -> bytes:
+        async with self._warden.connected() as (reader, writer):
+            lines = f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {self._warden.key}\r\nconnection: close\r\n\r\n"
+            writer.write(lines.encode())
+            return (await read(reader)).body
+
+    async def rest(self) -> Rest:
+        """What the server holds, once it is idle; waits a minute at most."""
+        for _ in range(240):
+            await asyncio.sleep(0.25)
+            seen = await self._measured()
+            if not (seen.slots or seen.waiting or seen.reserved_tokens or seen.tasks > 16):
+                break
+        looks = [seen]
+        for _ in range(4):  # SQLite opens files for moments
+            await asyncio.sleep(0.25)
+            looks.append(await self._measured())
+        lowest = {name: min(getattr(each, name) for each in looks) for name in ("open_files", "tasks", "threads")}
+        return replace(looks[-1], **lowest)
+
+    async def total(self, name: str) -> int:
+        return _total((await self.get("/metrics")).decode(), name)
+
+    async def _measured(self) -> Rest:
+        metrics = (await self.get("/metrics")).decode()
+        family = [self._pid, *children(self._pid)]
+        return Rest(
+            megabytes=round(sum(resident(each) for each in family) / 2**20, 1),
+            open_files=sum(len(os.listdir(f"/proc/{each}/fd")) for each in family),
+            threads=sum(len(os.listdir(f"/proc/{each}/task")) for each in family),
+            tasks=_total(metrics, "arriero_event_loop_tasks"),
+            slots=_total(metrics, "arriero_slots_used"),
+            waiting=_total(metrics, "arriero_requests_waiting"),
+            reserved_tokens=_total(metrics, "arriero_reserved_tokens"),
+        )
 
 
-async def measured(server: Server, pid: int) -> Rest:
-    metrics = (await get(server, "/metrics")).decode()
-
-    def total(name: str) -> int:
-        return int(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", metrics, re.M))))
-
-    family = [pid, *children(pid)]
-    return Rest(
-        megabytes=round(sum(resident(each) for each in family) / 2**20, 1),
-        open_files=sum(len(os.listdir(f"/proc/{each}/fd")) for each in family),
-        threads=sum(len(os.listdir(f"/proc/{each}/task")) for each in family),
-        tasks=total("arriero_event_loop_tasks"),
-        slots=total("arriero_slots_used"),
-        waiting=total("arriero_requests_waiting"),
-        reserved_tokens=total("arriero_reserved_tokens"),
-    )
+def _total(metrics: str, name: str) -> int:
+    return int(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", metrics, re.M))))
 
 
 def children(pid: int) -> list[int]:
@@ -341,16 +152,84 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+# Whether the books are right
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the store has of one key."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the store has by key's name, what clients were told, and what the engines drew."""
+
+    rows: dict[str, Row]
+    told: dict[str, Told]
+    counted: int
+    """Answers' tokens in the server's metrics."""
+    drawn: int
+    """Tokens that the engines drew, of answers that were broken off too."""
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(row.completion_tokens for row in self.rows.values())
+
+    @property
+    def faults(self) -> Iterator[str]:
+        for name, told in self.told.items():
+            row = self.rows.get(name, Row())
+            low = (told.requests, told.prompt_tokens, told.completion_tokens + told.seen)
+            found = (row.requests, row.prompt_tokens, row.completion_tokens)
+            if found != low if name in EXACT else any(a < b for a, b in zip(found[1:], low[1:], strict=True)):
+                yield f"usage of '{name}' is {found}, clients were told {low}"
+            if not told.requests <= row.requests <= told.requests + told.broken_off:
+                yield f"{row.requests} requests of '{name}', clients sent {told.requests} to {told.broken_off} more"
+        if self.counted != self.completion_tokens:
+            yield f"{self.completion_tokens} tokens in the store, {self.counted} in the metrics"
+        most = self.completion_tokens + _LATE * sum(each.broken_off + each.requests for each in self._given_up)
+        if not self.completion_tokens <= self.drawn <= most:
+            yield f"{self.completion_tokens} tokens in the store, {self.drawn} were drawn"
+
+    @property
+    def _given_up(self) -> Iterator[Told]:
+        return (told for name, told in self.told.items() if name not in EXACT)
+
+
+def read_rows(store: Path, names: dict[str, str]) -> dict[str, Row]:
+    """By the names of keys; `names` is from their ids."""
+    columns = "SUM(requests), SUM(prompt_tokens), SUM(completion_tokens)"
+    with closing(sqlite3.connect(store)) as connection:
+        rows = connection.execute(f"SELECT key, {columns} FROM usage GROUP BY key").fetchall()
+    return {names.get(key, key): Row(*amounts) for key, *amounts in rows}
+
+
+# The whole
+
+
 @dataclass(frozen=True)
 class Report:
     """How it went."""
 
     clients: int
     seconds: float
+    patience: float
     outcomes: dict[str, dict[str, int]]
     wrong: dict[str, int]
     before: Rest
     after: Rest
+    books: Books
+    status: int
+    """With which the server ended when it was told to."""
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds that the healthy waited for whole answers, sorted."""
+        return sorted(second for name in HEALTHY for second in self.books.told[name].seconds)
 
     @property
     def faults(self) -> list[str]:
@@ -362,69 +241,129 @@ class Report:
                 faults.append(f"{name}: {was} before, {now} after")
         if self.after.megabytes > self.before.megabytes * 1.2 + 16:
             faults.append(f"memory: {self.before.megabytes} MB before, {self.after.megabytes} MB after")
-        return faults
+        if not self.times:
+            faults.append("nobody who behaved was answered")
+        elif self.times[-1] > self.patience:
+            faults.append(f"one that behaved waited for {self.times[-1]:.1f} s, more than {self.patience:g}")
+        if self.status:
+            faults.append(f"the server ended with status {self.status}")
+        return faults + list(self.books.faults)
+
+    @property
+    def lines(self) -> list[str]:
+        """For people."""
+        total = sum(number for counts in self.outcomes.values() for number in counts.values())
+        lines = [f"{self.clients} clients for {self.seconds:g} s, {total} visits"]
+        for name, counts in self.outcomes.items():
+            lines.append(f"  {name:16} " + ", ".join(f"{outcome}: {number}" for outcome, number in counts.items()))
+        for name in self.before.__dataclass_fields__:
+            lines.append(f"  {name:16} {getattr(self.before, name)} -> {getattr(self.after, name)}")
+        times = self.times or [0.0]
+        middle, late = times[len(times) // 2], times[int(len(times) * 0.99)]
+        lines.append(
+            f"  healthy answers  {len(times)}: p50 {middle:.2f} s, p99 {late:.2f} s, longest {times[-1]:.2f} s"
+        )
+        books = self.books
+        exact = [told for name, told in books.told.items() if name in EXACT]
+        lines.append(
+            f"  usage            {sum(row.requests for row in books.rows.values())} requests; "
+            f"{sum(told.completion_tokens for told in exact)} tokens told, {books.completion_tokens} stored, "
+            f"{books.counted} in the metrics, {books.drawn} drawn, "
+            f"{sum(told.broken_off for told in books.told.values())} requests broken off"
+        )
+        return lines
 
 
-async def soak(server: Server, pid: int, clients: int, seconds: float) -> Report:
-    """Warm the server up, look, let the clients loose, and look again."""
-    server.model = json.loads(await get(server, "/v1/models"))["data"][0]["id"]
-    await Soak(server).run(clients, min(10.0, seconds / 4), seed=1)
-    before = await rest(server, pid)
-    run = Soak(server)
-    await run.run(clients, seconds, seed=2)
+@dataclass
+class Running:
+    """A server of our own."""
+
+    process: subprocess.Popen[str]
+    server: Server
+    keys: dict[str, str]
+    names: dict[str, str]
+    store: Path
+
+
+@contextmanager
+def running(arguments: Sequence[str], **options: Any) -> Iterator[Running]:
+    """One with a key for every kind of client; `options` are for the process."""
+    with tempfile.TemporaryDirectory() as directory:
+        store = Path(directory, "arriero.db")
+        texts, names = {}, {}
+        with closing(open_database(store)) as connection:
+            for name in (*BEHAVIOURS, WARDEN):
+                key, texts[name] = keys.new_key(name, admin=name == WARDEN, **LIMITS.get(name, {}))
+                names[key.id] = name
+                keys.insert(connection, key)
+        command = [sys.executable, "-m", "arriero", "serve", "--port", "0", "--log-level", "error"]
+        command += ["--store", str(store), *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+            try:
+                assert process.stdout
+                url = re.search(r"http://([^/:]+):(\d+)", process.stdout.readline())
+                assert url, "the server did not start"
+                yield Running(process, Server(url[1], int(url[2])), texts, names, store)
+            finally:
+                process.kill()
+
+
+def soak(arguments: Sequence[str], clients: int, seconds: float, patience: float = PATIENCE) -> Report:
+    """Start a server with these arguments, let the clients loose on it, and look what is left."""
+    with running(arguments) as run:
+        told = {name: Told() for name in run.keys}
+        report = asyncio.run(_soak(run, told, clients, seconds))
+        run.process.terminate()
+        status = run.process.wait(60)
+        outcomes, wrong, before, after, counted, drawn = report
+        books = Books(read_rows(run.store, run.names), told, counted, drawn)
+    return Report(clients, seconds, patience, outcomes, wrong, before, after, books, status)
+
+
+async def _soak(run: Running, told: dict[str, Told], clients: int, seconds: float) -> tuple[Any, ...]:
+    warden = Client(run.server, random.Random(0), run.keys[WARDEN], told[WARDEN])
+    watch = Watch(warden, run.process.pid)
+    for model in json.loads(await watch.get("/v1/models"))["data"]:
+        run.server.models[model["id"]] = await _learn(warden, model["id"])
+    await Soak(run.server, run.keys, told).run(clients, min(10.0, seconds / 4), seed=1)
+    before = await watch.rest()
+    for each in told.values():
+        each.seconds.clear()
+    loose = Soak(run.server, run.keys, told)
+    await loose.run(clients, seconds, seed=2)
     outcomes: dict[str, dict[str, int]] = {name: {} for name in BEHAVIOURS}
-    for (name, outcome), number in sorted(run.outcomes.items()):
+    for (name, outcome), number in sorted(loose.outcomes.items()):
         outcomes[name][outcome] = number
-    return Report(clients, seconds, outcomes, dict(run.wrong), before, await rest(server, pid))
+    after = await watch.rest()
+    counted = await watch.total("arriero_generation_tokens_total")
+    drawn = await watch.total("arriero_engine_generation_tokens_total")
+    return outcomes, dict(loose.wrong), before, after, counted, drawn
+
+
+async def _learn(warden: Client, model: str) -> dict[str, str] | None:
+    """What a model answers to whom it has to itself; None: it says what it is asked."""
+    answers = {}
+    for text in QUESTIONS:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 32, "temperature": 0}
+        async with warden.connected() as (reader, writer):
+            writer.write(warden.post("/v1/chat/completions", json.dumps(body).encode()))
+            answer = await read(reader)
+        answers[text] = json.loads(answer.body)["choices"][0]["message"]["content"]
+        warden.judge(answer, answers[text])
+    return None if all(text[:30] == answer[:30] for text, answer in answers.items()) else answers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="a running server; left out: a scripted one of its own")
-    parser.add_argument("--pid", type=int, help="the running server's process")
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds that one who behaves may have to wait")
+    parser.add_argument("serve", nargs="*", default=SCRIPTED, help="arguments of arriero serve, behind --")
     chosen = parser.parse_args()
-    if chosen.url:
-        if chosen.pid is None:
-            parser.error("--url needs --pid")
-        report = asyncio.run(soak(server_at(chosen.url, echoes=False), chosen.pid, chosen.clients, chosen.seconds))
-    else:
-        report = on_scripted(chosen.clients, chosen.seconds)
-    show(report)
-    sys.exit(1 if report.faults else 0)
-
-
-def on_scripted(clients: int, seconds: float) -> Report:
-    """The same on a server of our own, which is ended afterwards."""
-    command = [sys.executable, "-m", "arriero", "serve", "--engine", "scripted", "--port", "0", "--log-level", "error"]
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        subprocess.Popen(
-            [*command, "--pace", "200", "--store", f"{directory}/arriero.db"], stdout=subprocess.PIPE, text=True
-        ) as process,
-    ):
-        assert process.stdout
-        try:
-            url = re.search(r"http://[^/]+", process.stdout.readline())
-            assert url, "the server did not start"
-            return asyncio.run(soak(server_at(url[0], echoes=True), process.pid, clients, seconds))
-        finally:
-            process.terminate()
-
-
-def server_at(url: str, *, echoes: bool) -> Server:
-    host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
-    return Server(host, int(port or 80), echoes=echoes)
-
-
-def show(report: Report) -> None:
-    print(f"{report.clients} clients for {report.seconds:g} s")
-    for name, counts in report.outcomes.items():
-        print(f"  {name:16} " + ", ".join(f"{outcome}: {number}" for outcome, number in counts.items()))
-    for name in report.before.__dataclass_fields__:
-        print(f"  {name:16} {getattr(report.before, name)} -> {getattr(report.after, name)}")
+    report = soak(chosen.serve, chosen.clients, chosen.seconds, chosen.patience)
+    print("\n".join(report.lines))
     print("\n".join(f"WRONG {fault}" for fault in report.faults) or "Nothing stayed behind.")
+    sys.exit(1 if report.faults else 0)
 
 
 if __name__ == "__main__":

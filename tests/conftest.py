@@ -40,6 +40,23 @@ if "arriero-tests-" not in os.environ.get("XDG_DATA_HOME", ""):
     os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="arriero-tests-")
 
 
+FIGURES: list[str] = []
+"""What tests have counted or measured; printed in the end."""
+
+
+@pytest.fixture
+def figures() -> Callable[[str], None]:
+    """Have a line printed when all tests are over."""
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if FIGURES:
+        terminalreporter.section("figures")
+        for line in FIGURES:
+            terminalreporter.line(line)
+
+
 @dataclass
 class Watched:
     """A model whose engine can be looked at."""
