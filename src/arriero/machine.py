@@ -32,6 +32,16 @@ def available_memory(root: Path = _ROOT) -> int:
     return min([*free, *_memory_limits(root)])
 
 
+def processor(root: Path = _ROOT) -> frozenset[str]:
+    """What the processor can do, in Linux's words for it, and its name; nothing where the system does not tell."""
+    first, _, _ = _read(root / "proc/cpuinfo").partition("\n\n")
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in first.splitlines() if ": " in line)
+    if "flags" not in facts:
+        return frozenset()
+    name = " ".join(facts.get(key, "") for key in ("vendor_id", "cpu family", "model", "model name", "stepping"))
+    return frozenset([name, *facts["flags"].split()])
+
+
 def proportional_memory(process: int, root: Path = _ROOT) -> int | None:
     """Bytes of main memory that a process takes, what it shares with others divided among them (PSS).
 

@@ -24,6 +24,19 @@ def write(path: Path, text: str) -> None:
     path.write_text(text + "\n")
 
 
+def test_what_a_processor_can_do_is_known(tmp_path):
+    core = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx512_vnni\nbugs\t\t: spectre_v1"
+    write(tmp_path / "proc/cpuinfo", f"processor\t: 0\n{core}\n\nprocessor\t: 1\n{core}")
+    known = machine.processor(tmp_path)
+    assert {"fpu", "avx512_vnni"} < known
+    write(tmp_path / "proc/cpuinfo", core.replace("EPYC", "Ryzen"))
+    assert machine.processor(tmp_path) != known
+
+
+def test_a_system_that_does_not_tell_of_its_processor(tmp_path):
+    assert machine.processor(tmp_path) == frozenset()
+
+
 def test_hyper_threads_of_a_core_count_once(eight_threads):
     assert machine.physical_cores(eight_threads) == 4
 

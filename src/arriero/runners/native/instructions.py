@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-LANES = 16
+from arriero.runners.native.plan import LANES
 
 I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from arriero.errors import UnsupportedModel
+from arriero.machine import processor
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
 from arriero.models.cache import converted
-
-if TYPE_CHECKING:
-    from arriero.runners.native.runner import NativeRunner
+from arriero.runners.native.kernel import compiled_step
+from arriero.runners.native.plan import LANES
+from arriero.runners.native.runner import NativeRunner
 
 EVEN_STEP = 4.0 / 127
 """What normalised rows count in, which have a mean square of 1: bytes reach four standard deviations."""
-_LANES = 16
 
 
 def reason_against(config: DecoderConfig) -> str | None:
@@ -32,8 +30,8 @@ def reason_against(config: DecoderConfig) -> str | None:
         return "It bounds logits by tanh."
     if config.local_rope_theta is not None:
         return "Its layers with windows have positions of their own."
-    if config.head_dim % _LANES:
-        return f"Its heads have {config.head_dim} elements, which is no multiple of {_LANES}."
+    if config.head_dim % LANES:
+        return f"Its heads have {config.head_dim} elements, which is no multiple of {LANES}."
     return None
 
 
@@ -41,6 +39,8 @@ def is_fast() -> bool:
     """Whether this processor has the instructions that the kernels were made for, and numba is installed."""
     if importlib.util.find_spec("numba") is None:
         return False
+    if abilities := processor():
+        return "avx512_vnni" in abilities
     import llvmlite.binding
 
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
@@ -67,15 +67,13 @@ def load_runner(
     """
     if (reason := reason_against(checkpoint.config)) is not None:
         raise UnsupportedModel(f"The native engine does not compute this model. {reason}")
-    _keep_compiled(cache / "kernels")
-    from arriero.runners.native.runner import NativeRunner
-
     key = {"checkpoint": checkpoint.identity, "engine": "native", "weights": "int8"}
     key["calibration"] = " ".join(map(str, calibration))
     directory = converted(cache, key, lambda empty: _convert(checkpoint, calibration, empty, progress))
     return NativeRunner(
         directory,
         checkpoint.config,
+        compiled_step(cache / "kernels"),
         num_slots=slots,
         context=context,
         threads=threads,
@@ -96,14 +94,3 @@ def _convert(
 
     source = smoothed(checkpoint, format_of("int8", checkpoint.config), calibration, directory)
     write_weights(source, directory, progress)
-
-
-def _keep_compiled(directory: Path) -> None:
-    """Let numba keep what it compiles in `directory`, apart from what other versions of the kernels became."""
-    import numba
-    from numba.core import config
-
-    sources = (Path(__file__).with_name(name) for name in ("instructions.py", "plan.py", "step.py", "vectors.py"))
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    settings: Any = config
-    settings.CACHE_DIR = str(directory / f"{numba.__version__}-{digest}")

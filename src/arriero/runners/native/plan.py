@@ -7,6 +7,20 @@ from enum import IntEnum
 
 BLOCK = 64
 """Tokens whose keys and values lie together."""
+LANES = 16
+"""Floats of a vector."""
+UNIT = 32
+"""Outputs that a product computes at a time."""
+SCRATCH_ROWS = 12
+"""Rows of a product that a thread has room for: as many as there are registers for their sums at best."""
+SCRATCH_QUERIES = 6
+"""Queries of attention that it has room for, likewise."""
+LINE = 64
+"""Bytes of a cache line."""
+COUNTER_BYTES = 2 * LINE
+"""Of each operation: parts taken, and when it ended, and in a cache line of their own parts done."""
+ENDED = 8
+"""Where among them the processor's clock stands as it was when the last thread left the operation."""
 
 
 def padded(size: int, multiple: int) -> int:

@@ -14,11 +14,21 @@ from arriero.models.architecture import DecoderConfig
 from arriero.models.decoders.rope import inverse_frequencies, rotation_scale
 from arriero.runners.decoder import DecoderRunner
 from arriero.runners.native.cache import KeyValueCache
-from arriero.runners.native.instructions import LANES
-from arriero.runners.native.plan import BLOCK, Do, Operation, Plan, padded
-from arriero.runners.native.step import COUNTER_BYTES, ENDED, run
+from arriero.runners.native.kernel import Step
+from arriero.runners.native.plan import (
+    BLOCK,
+    COUNTER_BYTES,
+    ENDED,
+    LANES,
+    SCRATCH_QUERIES,
+    SCRATCH_ROWS,
+    UNIT,
+    Do,
+    Operation,
+    Plan,
+    padded,
+)
 from arriero.runners.native.team import Team
-from arriero.runners.native.vectors import MOST_QUERIES, MOST_ROWS, UNIT
 from arriero.runners.native.weights import EMBEDDINGS_FILE, STATES, Weights
 from arriero.runners.table import Table
 
@@ -33,6 +43,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         self,
         directory: Path,
         config: DecoderConfig,
+        step: Step,
         *,
         num_slots: int,
         context: int,
@@ -73,8 +84,8 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         self._plan = np.zeros(Plan.SIZE, np.int64)
         self._arrays: dict[Plan, NDArray[Any]] = {}
         self._describe(threads)
-        run(0, self._plan, self._program, self._reals)  # Of no tokens: compiled here rather than in the first request.
-        self._team = Team(threads, lambda number: run(number, self._plan, self._program, self._reals))
+        addresses = [each.ctypes.data for each in (self._plan, self._program, self._reals)]
+        self._team = Team(threads, lambda number: step(number, *addresses))
 
     def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """See `Runner.step`."""
@@ -154,8 +165,8 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         plan[Plan.TOKENS], plan[Plan.WANTED], plan[Plan.PARTS] = tokens, len(wanted), len(parts)
         scores = padded(longest, BLOCK)
         plan[Plan.SCORES] = scores
-        attention = 64 + 4 * MOST_QUERIES * (config.head_dim + scores)
-        scratch = max(attention, 4 * UNIT * MOST_ROWS, 4 * (config.hidden_size + LANES))
+        attention = 64 + 4 * SCRATCH_QUERIES * (config.head_dim + scores)
+        scratch = max(attention, 4 * UNIT * SCRATCH_ROWS, 4 * (config.hidden_size + LANES))
         plan[Plan.SCRATCH_SIZE] = padded(scratch, 4096)
         self._room(Plan.SCRATCH, (int(plan[Plan.SCRATCH_SIZE] * plan[Plan.THREADS]),), np.uint8)
         self._arrays[Plan.COUNTERS][:] = 0

@@ -13,18 +13,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from arriero.runners.native.instructions import LANES
-from arriero.runners.native.plan import BLOCK, Do, Operation, Plan
+from arriero.runners.native.machine_code import IS_KEPT
+from arriero.runners.native.plan import BLOCK, COUNTER_BYTES, ENDED, LANES, LINE, UNIT, Do, Operation, Plan
 from arriero.runners.native.plan import padded as plain_padded
 from arriero.runners.native.vectors import (
     MOST_QUERIES,
     MOST_ROWS,
-    UNIT,
     add_product16,
     add_values,
     fetch_add,
     floats,
     int_at,
+    integers,
     key_groups,
     largest,
     multiply,
@@ -46,16 +46,9 @@ from arriero.runners.native.vectors import (
 
 TOKENS = 96
 """Tokens that a part of a product takes at most."""
-
-
-_LINE = 64
-COUNTER_BYTES = 2 * _LINE
-"""Of each operation: parts taken, and when it ended, and in a cache line of their own parts done."""
-ENDED = 8
-"""Where among them the processor's clock stands as it was when the last thread left the operation."""
 FEW_GROUPS, MANY_GROUPS = key_groups(3), key_groups(MOST_QUERIES)
 
-_jit = njit(nogil=True, error_model="numpy", cache=True)
+_jit = njit(nogil=True, error_model="numpy", cache=not IS_KEPT)  # otherwise `kernel` keeps it
 padded = _jit(plain_padded)
 
 
@@ -66,7 +59,7 @@ def _take(counters, parts):
         part = fetch_add(counters, 1)
         if part < parts:
             return part
-    while shared(counters + _LINE) < parts:
+    while shared(counters + LINE) < parts:
         pause()
     set_shared(counters + ENDED, ticks())
     return -1
@@ -74,7 +67,7 @@ def _take(counters, parts):
 
 @_jit
 def _done(counters):
-    fetch_add(counters + _LINE, 1)
+    fetch_add(counters + LINE, 1)
 
 
 @_jit
@@ -342,17 +335,20 @@ def _attend(counters, plan, operation, scratch):
 
 
 @_jit
-def run(thread, plan, program, reals):
+def run(thread, plan_at, program_at, reals_at):
     """Walk through a program as one of several threads.
 
-    plan     int64 [Plan.SIZE]
-    program  int64 [operations, Operation.SIZE]
-    reals    float32 [3]: the norms' epsilon, the step of normalised rows or 0, attention's scale
+    They lie at addresses, as everything that they name:
+    plan_at     int64 [Plan.SIZE]
+    program_at  int64 [operations, Operation.SIZE]
+    reals_at    float32 [3]: the norms' epsilon, the step of normalised rows or 0, attention's scale
     """
+    plan, reals = integers(plan_at, Plan.SIZE), floats(reals_at, 3)
     epsilon, even_step, attention_scale = reals[0], reals[1], reals[2]
     scratch = plan[Plan.SCRATCH] + thread * plan[Plan.SCRATCH_SIZE]
     for index in range(plan[Plan.OPERATIONS]):
-        operation, counters = program[index], plan[Plan.COUNTERS] + COUNTER_BYTES * index
+        operation = integers(program_at + 8 * Operation.SIZE * index, Operation.SIZE)
+        counters = plan[Plan.COUNTERS] + COUNTER_BYTES * index
         do = operation[Operation.DO]
         if do == Do.NORMALISE:
             _normalise(counters, plan, operation, epsilon, even_step, scratch)

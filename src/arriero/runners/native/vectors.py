@@ -28,17 +28,16 @@ from arriero.runners.native.instructions import (
     I64,
     INT,
     INTS,
-    LANES,
     WIDE,
     Code,
     operation,
 )
+from arriero.runners.native.machine_code import IS_KEPT
+from arriero.runners.native.plan import LANES, SCRATCH_QUERIES, SCRATCH_ROWS
 
-UNIT = 32
-"""Outputs that a product computes at a time."""
-MOST_ROWS = 12 if WIDE else 3
+MOST_ROWS = SCRATCH_ROWS if WIDE else 3
 """Rows that a product takes at a time: as many as there are registers for their sums."""
-MOST_QUERIES = 6 if WIDE else 2
+MOST_QUERIES = SCRATCH_QUERIES if WIDE else 2
 """Queries that attention takes at a time."""
 
 
@@ -364,7 +363,13 @@ def _pointer(code: Code, address: ir.Value) -> ir.Value:
     return code.builder.inttoptr(address, I8.as_pointer())
 
 
-@njit(inline="always", cache=True)
+@njit(inline="always", cache=not IS_KEPT)
 def floats(address: int, count: int) -> Any:
     """The float32 array at an address."""
     return carray(_pointer(address), (count,), np.float32)
+
+
+@njit(inline="always", cache=not IS_KEPT)
+def integers(address: int, count: int) -> Any:
+    """The int64 array at an address."""
+    return carray(_pointer(address), (count,), np.int64)

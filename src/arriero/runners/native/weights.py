@@ -17,10 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint
-from arriero.runners.native.instructions import LANES
-from arriero.runners.native.plan import padded
-from arriero.runners.native.vectors import UNIT
-from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
+from arriero.runners.native.plan import LANES, UNIT, padded
 
 WEIGHTS_FILE = "weights.bin"
 INDEX_FILE = "weights.json"
@@ -111,6 +108,9 @@ class _Writer:
 
     def linear(self, name: str, weight: NDArray[np.float32]) -> None:
         """A linear layer [out, in]."""
+        # ONNX takes long to import, and only conversions need any of it.
+        from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
+
         integers, scales = quantise_rows(weight)
         self.array(name, pack(integers.astype(np.int8)))
         self.padded(f"{name}.scales", scales)
