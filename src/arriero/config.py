@@ -255,6 +255,20 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = _setting(
         "General", "text", "Log lines for people, or one JSON object each; every request has one at level info."
     )
+    trace_endpoint: str | None = _setting(
+        "General",
+        None,
+        "Address of the OTLP receiver to which OpenTelemetry traces are sent over HTTP; needs the extra otel.",
+        pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$",
+        examples=["http://127.0.0.1:4318"],
+    )
+    trace_share: float = _setting(
+        "General",
+        1.0,
+        "Of the traces that begin here, the part that is sent; 0: only those that others began.",
+        ge=0,
+        le=1,
+    )
     log_prompts: bool = _setting(
         "General", False, "Add what clients send, their prompts included, to the log lines of requests."
     )

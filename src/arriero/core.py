@@ -172,6 +172,8 @@ class Finished:
     """Prompt tokens of this choice that needed no computation because a prefix was at hand."""
     ending: Token | None = None
     """The token that ended the choice, where it has no event of its own (end of sequence)."""
+    queue_seconds: float = field(default=0.0, compare=False)
+    """For how long the request waited until the engine began with it."""
 
 
 Event = PromptScored | Token | Finished
@@ -240,6 +242,10 @@ class Meter:
     """Those of them that needed no computation; known of a choice when it is complete."""
     completion_tokens: int = 0
     """Tokens that were sampled, ending ones included."""
+    queued_at: float | None = None
+    """When an engine was asked, by `time.perf_counter`."""
+    queue_seconds: float | None = None
+    """How long the request waited there; known when an answer is complete."""
     first_token_at: float | None = None
     """When the first of them came, by `time.perf_counter`."""
     error: str | None = None

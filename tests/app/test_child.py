@@ -90,6 +90,7 @@ async def test_a_scripted_model_needs_no_process() -> None:
     [
         ("arriero.app.child, arriero.app.loading, arriero.runners.onnx", "fastapi starlette uvicorn"),
         ("arriero.app.child, arriero.app.web, arriero.cli.serve", "onnxruntime onnx arriero.runners.onnx"),
+        ("arriero.app.tracing, arriero.app.web, arriero.cli.serve", "opentelemetry.sdk opentelemetry.exporter"),
     ],
 )
 def test_neither_half_imports_what_is_the_other_s(ours: str, theirs: str) -> None:

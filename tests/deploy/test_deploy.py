@@ -33,7 +33,14 @@ def samples() -> dict[str, set[str]]:
         upstreams=[UpstreamState(model="b", server="c", circuit="closed", running=0, requests=0, failures=0)],
     )
     metrics = Metrics(lambda: state)
-    meter = Meter(endpoint="/v1/completions", model="a", completion_tokens=2, first_token_at=1.0, error="EngineDied")
+    meter = Meter(
+        endpoint="/v1/completions",
+        model="a",
+        completion_tokens=2,
+        first_token_at=1.0,
+        queue_seconds=1.0,
+        error="EngineDied",
+    )
     metrics.count(Exchange("id", {}, meter, 0.0, 2.0, 200, complete=True))
     families: Iterator[Metric] = text_string_to_metric_families(metrics.render("")[0].decode())
     found: dict[str, set[str]] = {}

@@ -48,7 +48,9 @@ def test_requests_are_counted_by_model_endpoint_and_status() -> None:
 
 def test_tokens_and_times() -> None:
     counted = metrics()
-    counted.count(exchange(4, first=1, model="a", prompt_tokens=10, cached_tokens=4, completion_tokens=16))
+    counted.count(
+        exchange(4, first=1, model="a", prompt_tokens=10, cached_tokens=4, completion_tokens=16, queue_seconds=0.5)
+    )
     counted.count(exchange(3, first=1, model="a", prompt_tokens=5, completion_tokens=1))
     samples = shown(counted)
     names = ("prompt_tokens_total", "cached_prompt_tokens_total", "generation_tokens_total")
@@ -58,6 +60,8 @@ def test_tokens_and_times() -> None:
     assert samples["arriero_request_duration_seconds_bucket", (CHAT, "5.0", "a")] == 2
     assert samples["arriero_time_to_first_token_seconds_bucket", (CHAT, "1.0", "a")] == 2
     assert samples["arriero_time_to_first_token_seconds_bucket", (CHAT, "+Inf", "a")] == 2
+    assert samples["arriero_queue_seconds_count", (CHAT, "a")] == 1
+    assert samples["arriero_queue_seconds_bucket", (CHAT, "0.5", "a")] == 1
     assert samples["arriero_time_per_output_token_seconds_count", (CHAT, "a")] == 1
     assert samples["arriero_time_per_output_token_seconds_sum", (CHAT, "a")] == pytest.approx(0.2)
 
@@ -129,6 +133,7 @@ async def test_requests_of_every_kind_are_found_at_the_route(serve: Callable[...
     assert samples["arriero_requests_total", ("/v1/embeddings", "scripted", "200")] == 1
     assert samples["arriero_generation_tokens_total", (CHAT, "scripted")] == 2 * len("hello!")
     assert samples["arriero_time_to_first_token_seconds_count", (CHAT, "scripted")] == 2
+    assert samples["arriero_queue_seconds_count", (CHAT, "scripted")] == 2
     assert samples["arriero_slots", ("scripted",)] == 64
     assert "passwd" not in answer.text
     again = read((await served.client.get("/metrics")).text)

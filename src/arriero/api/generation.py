@@ -6,6 +6,7 @@ An answer that is not streamed is the fold of the stream, so the two cannot disa
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -124,6 +125,7 @@ async def respond(
     if caller.id:
         generation = replace(generation, caller=caller.id, weight=caller.weight)
     usage = Usage(generation.num_choices, meter_of(request.scope))
+    usage.meter.queued_at = time.perf_counter()
     usage.meter.prompt_tokens = sum(map(len, generation.prompts))
     deltas = _deltas(model, generation, parameters, delivery.profile, usage)
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}

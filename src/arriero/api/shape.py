@@ -59,6 +59,7 @@ class Usage:
                 # Choices of one prompt copy it from each other; what the first of them had to compute was not cached.
                 self.cached[prompt] = min(each.cached_tokens, self.cached.get(prompt, each.cached_tokens))
                 meter.cached_tokens = sum(self.cached.values())
+                meter.queue_seconds = each.queue_seconds
         if meter.first_token_at is None and meter.completion_tokens:
             meter.first_token_at = time.perf_counter()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from arriero.backends.upstream import Upstream
 from arriero.config import Settings
@@ -22,12 +23,16 @@ from arriero.pool import Entry, Pool
 from arriero.store.ledger import Ledger
 from arriero.wire.headers import Application
 
+if TYPE_CHECKING:
+    from arriero.gateway.tracing import Tracing
+
 
 class Front:
     """Ids, logs, metrics, health, keys and usage around an API that comes later."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, *, closed: bool) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, *, closed: bool, tracing: Tracing | None = None) -> None:
         """`ledger` is started and closed by the caller; with `closed` a key is asked for even while there are none."""
+        self._tracing = tracing
         self._ledger = ledger
         self._pool = Pool([])
         self._pulse = Pulse()
@@ -39,6 +44,7 @@ class Front:
             at_root(settings.root_path or "", _sharing(settings.cors_origins, self._door)),
             [self._metrics.count, log_access],
             keep_bodies=settings.log_prompts,
+            begin=tracing.begin if tracing else None,
         )
 
     @property
@@ -64,6 +70,8 @@ class Front:
         """Turn new requests away, and wait for those that are being answered, for `grace` seconds at most."""
         await self._gate.close(grace)
         self._pulse.stop()
+        if self._tracing:
+            await self._tracing.close()
 
     def _models(self) -> list[ModelState]:
         return [_state(each) for each in self._pool.entries]

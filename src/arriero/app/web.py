@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from arriero.api.application import application
 from arriero.api.generation import Delivery
@@ -15,6 +16,9 @@ from arriero.pool import Pool, ServedModel
 from arriero.store.ledger import Ledger
 from arriero.wire.headers import Application
 
+if TYPE_CHECKING:
+    from arriero.gateway.tracing import Tracing
+
 
 def create_app(
     settings: Settings,
@@ -23,12 +27,13 @@ def create_app(
     *,
     upstreams: Sequence[Upstream] = (),
     closed: bool = False,
+    tracing: Tracing | None = None,
 ) -> Application:
     """The whole application for `model`, its variants and `upstreams`, all of which the caller starts and closes.
 
-    `ledger` and `closed` as for `Front`; without a ledger nobody has a key but that of the settings.
+    `ledger`, `closed` and `tracing` as for `Front`; without a ledger nobody has a key but that of the settings.
     """
-    front = Front(settings, ledger or Ledger(None), closed=closed)
+    front = Front(settings, ledger or Ledger(None), closed=closed, tracing=tracing)
     open_api(front, settings, Pool([model] if model else [], upstreams=upstreams))
     return front.application
 

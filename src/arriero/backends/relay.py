@@ -16,7 +16,7 @@ from arriero.backends.usage import Body, Events, Rename
 from arriero.core import Meter
 from arriero.errors import InvalidRequest, UpstreamError
 from arriero.wire.errors import error_answer
-from arriero.wire.scope import REQUEST_ID, meter_of, note_error
+from arriero.wire.scope import REQUEST_ID, meter_of, note_error, trace_of
 from arriero.wire.sse import Receive, Send, event
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ _NOT_RETURNED = _HOP_BY_HOP | frozenset(
     b"openai-processing-ms".split()
 )
 _BELONGS_TO_KEY = frozenset((b"authorization", b"openai-organization", b"openai-project"))
+_NAMES_TRACE = frozenset((b"traceparent", b"tracestate"))
 _EVENTS = b"text/event-stream"
 _CHARACTERS_A_TOKEN = 4
 """What an estimate goes by where a server tells nothing."""
@@ -224,6 +225,9 @@ def _request_headers(scope: MutableMapping[str, Any], *, forward_key: bool) -> b
     dropped = _dropped(_NOT_SENT, scope["headers"])
     if forward_key:
         dropped -= _BELONGS_TO_KEY
+    trace = trace_of(scope)
+    if trace:
+        dropped |= _NAMES_TRACE
     lines = [
         b"%s: %s\r\n" % (name, value)
         for name, value in scope["headers"]
@@ -231,6 +235,7 @@ def _request_headers(scope: MutableMapping[str, Any], *, forward_key: bool) -> b
     ]
     if identity := REQUEST_ID.get():
         lines.append(b"x-request-id: %s\r\n" % identity.encode())
+    lines += [b"%s: %s\r\n" % each for each in trace]
     lines.append(b"accept-encoding: identity\r\n")
     head = b"".join(lines)
     if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):

@@ -87,15 +87,17 @@ def _serve(settings: config.Settings, listener: socket.socket, ledger: Ledger, *
 async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledger, *, closed: bool) -> None:
     """Listen, and load meanwhile; ends when the server does, or when the model cannot be loaded."""
     from arriero.app.pooling import open_pool
+    from arriero.app.tracing import open_tracing
     from arriero.cli.progress import Bars
 
+    tracing = open_tracing(settings)
     with Bars() as bars:
         opening = asyncio.create_task(open_pool(settings, on_download=bars.download, on_convert=bars.convert))
         await asyncio.sleep(0)  # The model is loaded in another process: all else that takes long is done meanwhile.
         from arriero.app.front import Front
         from arriero.cli import server
 
-        front = Front(settings, ledger, closed=closed)
+        front = Front(settings, ledger, closed=closed, tracing=tracing)
 
         async def drain() -> None:
             await front.close(settings.grace)

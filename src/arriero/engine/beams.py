@@ -143,7 +143,7 @@ class BeamSearch:
         going.sort(key=lambda going_on: -going_on[0].score)
         return self._go_on(going[: self._spec.num_beams])
 
-    def events(self, num_cached_tokens: int = 0) -> list[Event]:
+    def events(self, num_cached_tokens: int = 0, queue_seconds: float = 0.0) -> list[Event]:
         """What is to be told once the search is decided: the best hypotheses, each with all its tokens.
 
         Where fewer than `num_choices` answers are possible, the last of them stands for the missing ones.
@@ -156,7 +156,8 @@ class BeamSearch:
             tokens = [Token(index, token, logprob) for token, logprob in scored]
             ending = tokens.pop() if hypothesis.has_ending else None
             num_tokens = len(hypothesis.tokens)
-            events += [*tokens, Finished(index, hypothesis.reason, num_tokens, num_cached_tokens, ending)]
+            end = Finished(index, hypothesis.reason, num_tokens, num_cached_tokens, ending, queue_seconds)
+            events += [*tokens, end]
         return events
 
     # Candidates

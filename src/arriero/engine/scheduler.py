@@ -83,7 +83,7 @@ class Scheduler:
         """`token_budget` bounds the tokens that admitted requests may come to hold; `max_queue` the waiting requests;
         `prefix_tokens` the prompt tokens of ended requests that are kept for prompts that begin like theirs.
 
-        `clock` (seconds) serves only to estimate when an overloaded engine may have room again.
+        `clock` (seconds) serves only to tell how long requests waited, and when a full engine may have room again.
         """
         self._info = info
         self._token_budget = token_budget
@@ -119,6 +119,7 @@ class Scheduler:
         """
         limits.check(request, self._info, self._token_budget)
         group = group_of(request, constraint, self._info.decoder_start)
+        group.queued_at = self._clock()
         self._queue(group)
         return group
 
@@ -249,6 +250,7 @@ class Scheduler:
             if isinstance(group, Encoding):
                 self._encodings.add(group)
             else:
+                group.queue_seconds = self._clock() - group.queued_at
                 self._find_sources(group)
             self._room.admit(group)
 
@@ -350,7 +352,8 @@ class Scheduler:
                 reason = "length"
         if reason:
             cached = group.family(sequence.prompt)[0].num_cached_tokens
-            events.append((group, Finished(sequence.index, reason, sequence.num_sampled_tokens, cached, ending)))
+            num_tokens = sequence.num_sampled_tokens
+            events.append((group, Finished(sequence.index, reason, num_tokens, cached, ending, group.queue_seconds)))
             self._release(sequence)
 
     def _take_guesses(self, step: Step, tokens: list[int]) -> int:
@@ -372,7 +375,7 @@ class Scheduler:
                 self._join(sequence)
         copies = search.take(candidates)
         if search.decided:
-            for event in search.events(first.num_cached_tokens):
+            for event in search.events(first.num_cached_tokens, first.group.queue_seconds):
                 events.append((first.group, event))
                 self._num_generated_tokens += event.num_tokens if isinstance(event, Finished) else 0
             for sequence in family:
@@ -388,9 +391,9 @@ class Scheduler:
         """End all choices of a prompt that is read, where no answer is asked for."""
         if sequence.num_computed_tokens < sequence.num_prompt_tokens:
             return
-        num_choices = sequence.group.request.num_choices
+        num_choices, waited = sequence.group.request.num_choices, sequence.group.queue_seconds
         for index in range(sequence.prompt * num_choices, (sequence.prompt + 1) * num_choices):
-            events.append((sequence.group, Finished(index, "length", 0, sequence.num_cached_tokens)))
+            events.append((sequence.group, Finished(index, "length", 0, sequence.num_cached_tokens, None, waited)))
         for member in sequence.group.family(sequence.prompt):
             self._release(member)
 

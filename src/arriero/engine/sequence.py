@@ -24,6 +24,10 @@ class Group:
     request: GenerationRequest
     sequences: list[Sequence] = field(default_factory=list)
     num_unfinished: int = 0
+    queued_at: float = 0.0
+    """When it came, in seconds."""
+    queue_seconds: float = 0.0
+    """How long it waited until it was admitted."""
 
     @property
     def num_choices(self) -> int:

@@ -7,13 +7,13 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from arriero.gateway.entrance import Exchange
-from arriero.wire.scope import caller_of
+from arriero.wire.scope import caller_of, trace_of
 
 logger = logging.getLogger("arriero.access")
 
 _LONGEST_PATH = 200
-_PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-"""What machines ask every few seconds; shown only at level debug."""
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+"""What machines ask every few seconds; shown only at level debug, and never traced."""
 
 
 def log_access(exchange: Exchange) -> None:
@@ -23,13 +23,13 @@ def log_access(exchange: Exchange) -> None:
     client's but the id.
     """
     scope, meter = exchange.scope, exchange.meter
-    level = logging.DEBUG if meter.endpoint in _PROBES else logging.INFO
+    level = logging.DEBUG if meter.endpoint in PROBES else logging.INFO
     if not logger.isEnabledFor(level):
         return
     fields: dict[str, Any] = {
         "id": exchange.id,
         "method": scope["method"],
-        "route": meter.endpoint or _path(scope),
+        "route": meter.endpoint or path_of(scope),
         "status": exchange.outcome,
         "ms": round(exchange.seconds * 1000, 1),
     }
@@ -44,6 +44,8 @@ def log_access(exchange: Exchange) -> None:
         fields["error"] = meter.error
     if key := caller_of(scope).id:
         fields["key"] = key
+    if trace := trace_of(scope):
+        fields["trace"] = trace[0][1].decode().split("-")[1]
     if scope.get("client"):
         fields["client"] = scope["client"][0]
     if exchange.body:
@@ -51,6 +53,6 @@ def log_access(exchange: Exchange) -> None:
     logger.log(level, "request", extra={"fields": fields})
 
 
-def _path(scope: MutableMapping[str, Any]) -> str:
-    """What was asked for where no route is, percent-encoded as it came."""
+def path_of(scope: MutableMapping[str, Any]) -> str:
+    """What was asked for, percent-encoded as it came, and cut where it is long."""
     return str(scope.get("raw_path", b"")[:_LONGEST_PATH], "ascii", "backslashreplace")

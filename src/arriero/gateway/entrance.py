@@ -62,10 +62,20 @@ class Entrance:
     `x-request-id` is taken where it is well-formed.
     """
 
-    def __init__(self, app: Application, watchers: Sequence[Watcher] = (), *, keep_bodies: bool = False) -> None:
-        """Each of `watchers` is shown every exchange, once, when it is over in whatever way."""
+    def __init__(
+        self,
+        app: Application,
+        watchers: Sequence[Watcher] = (),
+        *,
+        keep_bodies: bool = False,
+        begin: Callable[[Exchange], Watcher] | None = None,
+    ) -> None:
+        """Each of `watchers` is shown every exchange, once, when it is over in whatever way. `begin` is shown each when
+        it begins, and gives one more who is shown it in the end.
+        """
         self._app = app
         self._watchers = watchers
+        self._begin = begin
         self._keep_bodies = keep_bodies
         self.num_running = 0
         """Requests that are being answered."""
@@ -77,6 +87,7 @@ class Entrance:
             return
         exchange = Exchange(_id_of(scope), scope, meter_of(scope), time.perf_counter())
         REQUEST_ID.set(exchange.id)
+        watchers = self._watchers if self._begin is None else (*self._watchers, self._begin(exchange))
 
         def send_watched(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
@@ -101,7 +112,7 @@ class Entrance:
         finally:
             self.num_running -= 1
             exchange.ended = time.perf_counter()
-            for watch in self._watchers:
+            for watch in watchers:
                 watch(exchange)
 
 

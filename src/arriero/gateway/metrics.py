@@ -69,6 +69,7 @@ class _Series:
     completion_tokens: int = 0
     duration: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     first_token: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    queue: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     each_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_SECONDS))
 
     def count(self, exchange: Exchange) -> None:
@@ -80,6 +81,8 @@ class _Series:
         self.cached_tokens += meter.cached_tokens
         self.completion_tokens += meter.completion_tokens
         self.duration.add(exchange.seconds)
+        if meter.queue_seconds is not None:
+            self.queue.add(meter.queue_seconds)
         if meter.first_token_at is not None:
             self.first_token.add(meter.first_token_at - exchange.began)
             if meter.completion_tokens > 1:
@@ -180,6 +183,9 @@ class Metrics:
         firsts = HistogramMetricFamily(
             "arriero_time_to_first_token_seconds", "From a request's head to its answer's first token.", labels=labels
         )
+        queues = HistogramMetricFamily(
+            "arriero_queue_seconds", "For how long complete answers had waited for the engine.", labels=labels
+        )
         eaches = HistogramMetricFamily(
             "arriero_time_per_output_token_seconds",
             "Mean time between an answer's tokens, a value for each request.",
@@ -198,8 +204,9 @@ class Metrics:
             cached.add_metric(values, series.cached_tokens)
             completion.add_metric(values, series.completion_tokens)
             series.first_token.write(firsts, values)
+            series.queue.write(queues, values)
             series.each_token.write(eaches, values)
-        yield from (requests, errors, prompt, cached, completion, durations, firsts, eaches)
+        yield from (requests, errors, prompt, cached, completion, durations, firsts, queues, eaches)
 
 
 _ENGINE_COUNTERS = {

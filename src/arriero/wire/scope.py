@@ -11,6 +11,7 @@ from arriero.errors import EngineDied
 
 _METER = "arriero.meter"
 _CALLER = "arriero.caller"
+_TRACE = "arriero.trace"
 _EVERYBODY = Caller()
 
 REQUEST_ID: ContextVar[str] = ContextVar("request id", default="")
@@ -34,6 +35,17 @@ def caller_of(scope: MutableMapping[str, Any]) -> Caller:
 def set_caller(scope: MutableMapping[str, Any], caller: Caller) -> None:
     """Write down who asks."""
     scope[_CALLER] = caller
+
+
+def trace_of(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The headers by which another server goes on with the request's trace, `traceparent` first; none: it has none."""
+    headers: list[tuple[bytes, bytes]] = scope.get(_TRACE, [])
+    return headers
+
+
+def set_trace(scope: MutableMapping[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+    """Write them down."""
+    scope[_TRACE] = headers
 
 
 def note_error(scope: MutableMapping[str, Any], error: Exception) -> None:

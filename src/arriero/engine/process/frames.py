@@ -110,7 +110,10 @@ def _stats(*values: int) -> EngineStats:
     return EngineStats(**dict(zip(_FIELDS, values, strict=True)))
 
 
+_end_values = attrgetter(*(each.name for each in fields(Finished)))
+
+
 # A dataclass with slots pickles by way of two Python functions and its fields; these three cross every step.
 copyreg.pickle(EngineStats, lambda stats: (_stats, _values(stats)))
 copyreg.pickle(Token, lambda token: (Token, (token.index, token.id, token.logprob)))
-copyreg.pickle(Finished, lambda end: (Finished, (end.index, end.reason, end.num_tokens, end.cached_tokens, end.ending)))
+copyreg.pickle(Finished, lambda end: (Finished, _end_values(end)))
