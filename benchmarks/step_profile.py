@@ -1,6 +1,6 @@
 """Where a step of the native engine spends its time, at several numbers of rows and for prompts.
 
-    python benchmarks/step_profile.py [--model MODEL] [--context 150] [--repetitions 30]
+    python benchmarks/step_profile.py [--model MODEL] [--weights int8] [--context 150] [--repetitions 30]
 
 Prints a table in milliseconds: the median step, divided by the shares that the processor's clock gives to the kinds of
 operations. What Python does around a step (the plan, embeddings, waking the threads) is the last column.
@@ -49,6 +49,7 @@ def main() -> None:
     """Profile and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
+    parser.add_argument("--weights", choices=("int8", "int4"), default="int8")
     parser.add_argument("--context", type=int, default=150)
     parser.add_argument("--repetitions", type=int, default=30)
     arguments = parser.parse_args()
@@ -58,6 +59,7 @@ def main() -> None:
     tokens = calibration_tokens(load_tokenizer(path), checkpoint.config.context)
     runner = load_runner(
         checkpoint,
+        weights=arguments.weights,
         slots=max(ROWS),
         context=checkpoint.config.context,
         threads=physical_cores(),

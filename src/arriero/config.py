@@ -80,7 +80,7 @@ class Settings(BaseModel):
         "Model",
         "auto",
         "Format of the weights in memory; auto: the fastest whose answers do not depend on the load, or with torch "
-        "fp32 on the CPU and half precision on GPUs. int4 is for onnx alone, bf16 and fp16 for torch.",
+        "fp32 on the CPU and half precision on GPUs. int4 is for native and onnx, bf16 and fp16 for torch.",
     )
     cache: FilePath = _setting(
         "Model", lambda: platformdirs.user_cache_path("arriero"), "Directory of downloaded and converted models."

@@ -99,7 +99,7 @@ async def test_guesses_change_no_answer(directory: Path, engine: str, graphs: in
     assert len(list((directory.parent / "cache").rglob("model.onnx"))) == graphs
 
 
-@pytest.mark.parametrize("others", [{"weights": "int4"}, {"engine": "torch"}], ids=str)
+@pytest.mark.parametrize("others", [{"weights": "int4", "engine": "onnx"}, {"engine": "torch"}], ids=str)
 def test_guesses_that_could_not_be_verified_are_refused(directory: Path, others: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--speculation"):
         load(settings(directory, speculation=3, **others))

@@ -1,6 +1,6 @@
 """Same answer alone or in a crowd: what a sequence says does not depend on what else runs or how it was cut.
 
-int8: every logit, bit for bit. fp32: every token. int4 promises nothing, and its runner says so.
+int8: every logit, bit for bit. fp32: every token. int4 promises nothing on ONNX Runtime, and its runner says so.
 """
 
 from dataclasses import replace

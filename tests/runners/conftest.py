@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from arriero.compute import Row, Runner
 from arriero.models.adapters.lora import Adapter
 from arriero.runners.native import load_runner as load_native
+from arriero.runners.native.load import NativeWeights
 from arriero.runners.onnx import load_runner
 from arriero.runners.onnx.formats import WeightFormat
 from arriero.runners.scripted import ScriptedRunner
@@ -38,9 +39,9 @@ def onnx(directory: Path, *, weights: WeightFormat) -> Runner:
     return load_runner(checkpoint, weights=weights, slots=6, context=64, threads=1, cache=directory)
 
 
-def native(directory: Path, *, case: str) -> Runner:
+def native(directory: Path, *, case: str, weights: NativeWeights = "int8") -> Runner:
     checkpoint = random_checkpoint(CASES[case])
-    return load_native(checkpoint, slots=6, context=64, threads=2, cache=directory)
+    return load_native(checkpoint, weights=weights, slots=6, context=64, threads=2, cache=directory)
 
 
 class Adapted:
@@ -74,6 +75,8 @@ SUBJECTS = {
     "onnx-int8-adapter": Subject(partial(adapted, weights="int8"), 0.0),
     "native": Subject(partial(native, case="like_smollm"), 0.0),
     "native-odd-sizes": Subject(partial(native, case="odd_sizes"), 0.0),
+    "native-int4": Subject(partial(native, case="like_smollm", weights="int4"), 0.0),
+    "native-int4-odd-sizes": Subject(partial(native, case="odd_sizes", weights="int4"), 0.0),
     "onnx-int4": Subject(partial(onnx, weights="int4"), 0.5),
 }
 

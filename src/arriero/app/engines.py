@@ -19,8 +19,8 @@ from arriero.models.kind import kind_of
 
 HALVES = ("bf16", "fp16")
 """Weight formats that only torch computes with."""
-NATIVE_WEIGHTS = ("auto", "int8")
-"""Settings of the format that the native engine computes with."""
+NATIVE_WEIGHTS = ("auto", "int8", "int4")
+"""Settings of the formats that the native engine computes with."""
 _ONCE_WRITTEN = "once torch has written the pickled weights as safetensors"
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq2SeqLM", "MTModel")
 """How the names of architectures end that write text."""
@@ -106,7 +106,7 @@ def _require_native(path: Path, weights: str, gpus: str | None, adapters: bool) 
     from arriero.runners.native import reason_against
 
     if weights not in NATIVE_WEIGHTS:
-        raise ConfigError(f"--engine native computes with int8 weights, but --weights is {weights}")
+        raise ConfigError(f"--engine native computes with weights in int8 and int4, but --weights is {weights}")
     if gpus not in (None, "none"):
         raise ConfigError(f"--engine native uses the CPU, but --gpus is {gpus}")
     if adapters:

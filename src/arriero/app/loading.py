@@ -105,14 +105,15 @@ def _decoder_model(
     weights = AUTO_WEIGHTS if settings.weights == "auto" else settings.weights
     if weights == "bf16" or weights == "fp16":  # mypy understands no other way
         raise AssertionError("The choice of an engine sends these to torch.")
-    if settings.speculation and (adapters or weights == "int4"):
-        raise ConfigError("--speculation needs weights in int8 or fp32, and no adapters")
+    if settings.speculation and (adapters or (weights == "int4" and choice.engine == "onnx")):
+        raise ConfigError("--speculation needs weights in int8 or fp32, or the native engine, and no adapters")
     calibration = [
         token
         for token in calibration_tokens(vocabularies[0].tokenizer, checkpoint.config.context)
         if token < checkpoint.config.vocab_size
     ]
     options: dict[str, Any] = {
+        "weights": weights,
         "slots": settings.slots,
         "context": context,
         "threads": settings.threads or physical_cores(),
@@ -131,7 +132,7 @@ def _decoder_model(
         from arriero.runners import onnx
         from arriero.runners.onnx.probe import signed_weights_are_exact
 
-        runner = onnx.load_runner(checkpoint, weights=weights, adapters=[each.adapter for each in adapters], **options)
+        runner = onnx.load_runner(checkpoint, adapters=[each.adapter for each in adapters], **options)
         computation = [f"signed {signed_weights_are_exact()}" if weights == "int8" else "", version("onnxruntime")]
     card = ModelCard(
         name=settings.model_name or resolved.name,

@@ -28,7 +28,7 @@ SHORT, LONG = 128, 1024
 """Tokens of the prompts whose reading is measured."""
 PATIENCE = 10.0
 """Seconds that the long one may take; else it is shortened."""
-_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4.5}
+_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 5}
 """Of a weight, the scales of int4's blocks included."""
 
 

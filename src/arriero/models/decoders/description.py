@@ -21,7 +21,7 @@ from arriero.models.tokenizers.metadata import read_text_metadata
 
 Value = TypeVar("Value")
 
-BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.0, "int4": 0.5625}
+BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.0, "int4": 0.625}
 """What a weight takes in memory in each format; int4 with its scales."""
 _CACHED_BYTES = 4
 """Of one number among the keys and values, which are float32."""

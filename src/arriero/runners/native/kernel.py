@@ -25,7 +25,7 @@ Step = Callable[[int, int, int, int], None]
 """`step.run`: a thread's number, and the addresses of plan, program and reals."""
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)  # calls do not hold the interpreter's lock
-_SOURCES = ("instructions.py", "kernel.py", "machine_code.py", "plan.py", "step.py", "vectors.py")
+_SOURCES = ("groups.py", "instructions.py", "kernel.py", "machine_code.py", "plan.py", "step.py", "vectors.py")
 _ENTRY = "arriero_step"
 _DIGEST = hashlib.sha256
 

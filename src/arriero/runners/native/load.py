@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from arriero.errors import UnsupportedModel
 from arriero.machine import processor
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
 from arriero.models.cache import converted
 from arriero.runners.native.kernel import compiled_step
-from arriero.runners.native.plan import LANES
+from arriero.runners.native.plan import LANES, Form
 from arriero.runners.native.runner import NativeRunner
 
 EVEN_STEP = 4.0 / 127
 """What normalised rows count in, which have a mean square of 1: bytes reach four standard deviations."""
+
+NativeWeights = Literal["int8", "int4"]
+FORMS: dict[NativeWeights, Form] = {"int8": Form.ROWS, "int4": Form.NIBBLES}
 
 
 def reason_against(config: DecoderConfig) -> str | None:
@@ -49,6 +53,7 @@ def is_fast() -> bool:
 def load_runner(
     checkpoint: Checkpoint,
     *,
+    weights: NativeWeights,
     slots: int,
     context: int,
     threads: int,
@@ -57,9 +62,9 @@ def load_runner(
     guesses: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> NativeRunner:
-    """A runner for a checkpoint with int8 weights, from what was converted into `cache` at the first call.
+    """A runner for a checkpoint, from what was converted into `cache` at the first call.
 
-    The other arguments are as `arriero.runners.onnx.load_runner` has them.
+    `calibration` is for int8. The other arguments are as `arriero.runners.onnx.load_runner` has them.
 
     Raises:
         UnsupportedModel: the kernels do not compute this architecture.
@@ -67,9 +72,10 @@ def load_runner(
     """
     if (reason := reason_against(checkpoint.config)) is not None:
         raise UnsupportedModel(f"The native engine does not compute this model. {reason}")
-    key = {"checkpoint": checkpoint.identity, "engine": "native", "weights": "int8"}
-    key["calibration"] = " ".join(map(str, calibration))
-    directory = converted(cache, key, lambda empty: _convert(checkpoint, calibration, empty, progress))
+    key = {"checkpoint": checkpoint.identity, "engine": "native", "weights": weights}
+    if weights == "int8":
+        key["calibration"] = " ".join(map(str, calibration))
+    directory = converted(cache, key, lambda empty: _convert(checkpoint, weights, calibration, empty, progress))
     return NativeRunner(
         directory,
         checkpoint.config,
@@ -77,6 +83,7 @@ def load_runner(
         num_slots=slots,
         context=context,
         threads=threads,
+        form=FORMS[weights],
         even_step=EVEN_STEP,
         num_guesses=guesses,
     )
@@ -84,13 +91,17 @@ def load_runner(
 
 def _convert(
     checkpoint: Checkpoint,
+    weights: NativeWeights,
     calibration: Sequence[int],
     directory: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    # The graph is needed only to see what a text does to the model.
     from arriero.runners.native.weights import write_weights
-    from arriero.runners.onnx.load import format_of, smoothed
 
-    source = smoothed(checkpoint, format_of("int8", checkpoint.config), calibration, directory)
-    write_weights(source, directory, progress)
+    source = checkpoint
+    if weights == "int8":
+        from arriero.runners.onnx.load import format_of, smoothed
+
+        # The graph is needed only to see what a text does to the model.
+        source = smoothed(checkpoint, format_of("int8", checkpoint.config), calibration, directory)
+    write_weights(source, directory, FORMS[weights], progress)

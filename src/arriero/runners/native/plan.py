@@ -11,6 +11,8 @@ LANES = 16
 """Floats of a vector."""
 UNIT = 32
 """Outputs that a product computes at a time."""
+GROUP = 32
+"""Inputs that have scales together, where not each row and each output has one."""
 SCRATCH_ROWS = 12
 """Rows of a product that a thread has room for: as many as there are registers for their sums at best."""
 SCRATCH_QUERIES = 6
@@ -57,7 +59,7 @@ class Plan(IntEnum):
     BYTES = 17
     """uint8 [tokens, width]: rows as products read them."""
     STEPS = 18
-    """float32 [tokens]: what those count in."""
+    """float32: what those count in, a number each row or two each group; see `groups`."""
     QKV = 19
     """float32 [tokens, qkv]: queries, keys and values."""
     ATTENDED = 20
@@ -77,7 +79,20 @@ class Plan(IntEnum):
     """int64 [wanted]"""
     COSINES = 28
     SINES = 29
-    SIZE = 30
+    STEPS_WIDTH = 30
+    """Bytes between rows of `STEPS`."""
+    SIZE = 31
+
+
+class Form(IntEnum):
+    """How weights are written, and the rows that they multiply."""
+
+    ROWS = 0
+    """int8, with one scale an output and one a row."""
+    NIBBLES = 1
+    """4 bits, with scales for each group of inputs."""
+    BYTES = 2
+    """8 bits, likewise."""
 
 
 class Do(IntEnum):
@@ -125,4 +140,6 @@ class Operation(IntEnum):
     """1 where positions turn queries and keys."""
     QUERY_NORM = 16
     KEY_NORM = 17
-    SIZE = 18
+    FORM = 18
+    """Of weights, or of the rows that they are to multiply: `Form`."""
+    SIZE = 19

@@ -19,17 +19,19 @@ from arriero.runners.native.plan import (
     BLOCK,
     COUNTER_BYTES,
     ENDED,
+    GROUP,
     LANES,
     SCRATCH_QUERIES,
     SCRATCH_ROWS,
     UNIT,
     Do,
+    Form,
     Operation,
     Plan,
     padded,
 )
 from arriero.runners.native.team import Team
-from arriero.runners.native.weights import EMBEDDINGS_FILE, STATES, Weights
+from arriero.runners.native.weights import EMBEDDINGS_FILE, STATES, Weights, head_form
 from arriero.runners.table import Table
 
 _PART = 16
@@ -48,6 +50,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         num_slots: int,
         context: int,
         threads: int,
+        form: Form,
         even_step: float,
         num_guesses: int = 0,
     ) -> None:
@@ -75,10 +78,13 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         self._widths = {
             "hidden": padded(config.hidden_size, UNIT),
             "qkv": padded(queries + 2 * config.num_kv_heads * config.head_dim, UNIT),
-            "inner": padded(config.intermediate_size, LANES),
+            "attended": padded(queries, UNIT),
+            "inner": padded(config.intermediate_size, UNIT),
             "logits": padded(config.vocab_size, UNIT),
-            "bytes": padded(max(config.hidden_size, queries, config.intermediate_size), 64),
         }
+        self._form = form
+        widest = padded(max(config.hidden_size, queries, config.intermediate_size), 64)
+        self._widths |= {"bytes": widest, "steps": 1 if form == Form.ROWS else 2 * widest // GROUP}
         """Elements of each row of the arrays."""
         self._program = self._write_program()
         self._plan = np.zeros(Plan.SIZE, np.int64)
@@ -143,9 +149,9 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         hidden = self._room(Plan.HIDDEN, (tokens, widths["hidden"]), np.float32)
         hidden[:, : config.hidden_size] = self._embeddings.rows([token for row in rows for token in row.tokens])
         self._room(Plan.BYTES, (tokens, widths["bytes"]), np.uint8)
-        self._room(Plan.STEPS, (tokens,), np.float32)
+        self._room(Plan.STEPS, (tokens, widths["steps"]), np.float32)
         self._room(Plan.QKV, (tokens, widths["qkv"]), np.float32)
-        self._room(Plan.ATTENDED, (tokens, config.num_heads * config.head_dim), np.float32)
+        self._room(Plan.ATTENDED, (tokens, widths["attended"]), np.float32)
         self._room(Plan.INNER, (tokens, widths["inner"]), np.float32)
         positions = self._room(Plan.POSITIONS, (tokens,), np.int64)
         caches = self._room(Plan.CACHES, (tokens,), np.int64)
@@ -166,7 +172,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         scores = padded(longest, BLOCK)
         plan[Plan.SCORES] = scores
         attention = 64 + 4 * SCRATCH_QUERIES * (config.head_dim + scores)
-        scratch = max(attention, 4 * UNIT * SCRATCH_ROWS, 4 * (config.hidden_size + LANES))
+        scratch = max(attention, 4 * UNIT * SCRATCH_ROWS, 4 * widths["hidden"])
         plan[Plan.SCRATCH_SIZE] = padded(scratch, 4096)
         self._room(Plan.SCRATCH, (int(plan[Plan.SCRATCH_SIZE] * plan[Plan.THREADS]),), np.uint8)
         self._arrays[Plan.COUNTERS][:] = 0
@@ -184,7 +190,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
         plan[Plan.COSINES], plan[Plan.SINES] = (each.ctypes.data for each in self._rotations)
         plan[Plan.BLOCK_BYTES], plan[Plan.LAYER_BYTES] = self._cache.block_bytes, self._cache.layer_bytes
         plan[Plan.THREADS], plan[Plan.OPERATIONS] = threads, len(self._program)
-        plan[Plan.WIDTH] = self._widths["bytes"]
+        plan[Plan.WIDTH], plan[Plan.STEPS_WIDTH] = self._widths["bytes"], 4 * self._widths["steps"]
         self._room(Plan.COUNTERS, (COUNTER_BYTES // 8 * len(self._program),), np.int64)
 
     def _write_program(self) -> NDArray[np.int64]:
@@ -203,7 +209,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
                     Operation.KEY_NORM: self._weights.address(f"{layer}.k_norm"),
                 },
                 {Operation.DO: Do.ATTEND, Operation.LAYER: layer, Operation.WINDOW: config.window(layer) or 0},
-                self._round(Plan.ATTENDED, queries, queries),
+                self._round(Plan.ATTENDED, queries, widths["attended"]),
                 self._linear(Do.ADD, f"{layer}.output", queries, Plan.HIDDEN, widths["hidden"]),
                 self._normalise(f"{layer}.mlp_norm"),
                 self._linear(Do.GATE, f"{layer}.gate_up", hidden, Plan.INNER, widths["inner"]),
@@ -214,7 +220,8 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
             self._normalise("final_norm") | {Operation.ROWS: Plan.WANTED, Operation.CHOSEN: Plan.WANTED_TOKENS}
         )
         operations.append(
-            self._linear(Do.MULTIPLY, "head", hidden, Plan.LOGITS, widths["logits"]) | {Operation.ROWS: Plan.WANTED}
+            self._linear(Do.MULTIPLY, "head", hidden, Plan.LOGITS, widths["logits"])
+            | {Operation.ROWS: Plan.WANTED, Operation.FORM: head_form(self._form)}
         )
         program = np.zeros((len(operations), Operation.SIZE), np.int64)
         for row, operation in zip(program, operations, strict=True):
@@ -229,6 +236,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
             Operation.SOURCE_STRIDE: self._widths["hidden"],
             Operation.SIZE_IN: self._config.hidden_size,
             Operation.WEIGHTS: self._weights.address(name),
+            Operation.FORM: self._form,
         }
 
     def _round(self, source: Plan, size: int, stride: int) -> dict[Operation, int]:
@@ -238,6 +246,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
             Operation.SOURCE: source,
             Operation.SOURCE_STRIDE: stride,
             Operation.SIZE_IN: size,
+            Operation.FORM: self._form,
         }
 
     def _linear(self, do: Do, name: str, size: int, out: Plan, stride: int) -> dict[Operation, int]:
@@ -252,6 +261,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
             Operation.SCALES: self._weights.address(f"{name}.scales"),
             Operation.SUMS: self._weights.address(f"{name}.sums"),
             Operation.BIAS: self._weights.address(f"{name}.bias"),
+            Operation.FORM: self._form,
         }
 
     def _room(self, place: Plan, shape: tuple[int, ...], kind: type) -> NDArray[Any]:

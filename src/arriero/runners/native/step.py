@@ -13,14 +13,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from arriero.runners.native.groups import group_bytes, product_of_bytes, product_of_nibbles, quantise_groups
 from arriero.runners.native.machine_code import IS_KEPT
-from arriero.runners.native.plan import BLOCK, COUNTER_BYTES, ENDED, LANES, LINE, UNIT, Do, Operation, Plan
+from arriero.runners.native.plan import BLOCK, COUNTER_BYTES, ENDED, GROUP, LANES, LINE, UNIT, Do, Form, Operation, Plan
 from arriero.runners.native.plan import padded as plain_padded
 from arriero.runners.native.vectors import (
     MOST_QUERIES,
     MOST_ROWS,
-    add_product16,
+    add16,
     add_values,
+    copy16,
     fetch_add,
     floats,
     int_at,
@@ -46,6 +48,7 @@ from arriero.runners.native.vectors import (
 
 TOKENS = 96
 """Tokens that a part of a product takes at most."""
+NIBBLE_GROUP, BYTE_GROUP = group_bytes(4), group_bytes(8)
 FEW_GROUPS, MANY_GROUPS = key_groups(3), key_groups(MOST_QUERIES)
 
 _jit = njit(nogil=True, error_model="numpy", cache=not IS_KEPT)  # otherwise `kernel` keeps it
@@ -79,8 +82,14 @@ def _normalise_row(row, gamma, size, epsilon, out):
 
 
 @_jit
-def _quantise(row, size, even_step, out, step):
-    """Round a row, padded to whole vectors, to bytes: in steps of `even_step`, or of its own where that is 0."""
+def _quantise(form, row, size, even_step, out, step):
+    """Round a row, padded with zeros to whole units, to bytes.
+
+    They count in `even_step`, or in a step of the row's own where that is 0, or in steps of each group.
+    """
+    if form != Form.ROWS:
+        quantise_groups(row, padded(size, GROUP) // GROUP, out, step)
+        return
     vectors = padded(size, LANES) // LANES
     unit = even_step
     if unit == 0:
@@ -107,48 +116,63 @@ def _product_parts(tokens, units, threads):
 
 
 @_jit
-def _write_product(sums, rows, unit, scales, corrections, steps, bias, out, stride, do):
-    """Integer products [rows, 32] as floats."""
+def _write_product(products, rows, unit, bias, out, stride, do):
+    """Do with products [rows, 32] what is to be done with them."""
     place = 4 * unit * UNIT
     for row in range(rows):
-        products = sums + 4 * UNIT * row
-        step = floats(steps + 4 * row, 1)[0]
-        target = out + 4 * row * stride + place
+        source, target = products + 4 * UNIT * row, out + 4 * row * stride + place
         if do == Do.GATE:
-            target = products
+            swiglu16(source, source + 4 * LANES, out + 4 * (row * stride + unit * LANES))
+            continue
         for half in range(0, 4 * UNIT, 4 * LANES):
+            if bias != 0:
+                add16(source + half, bias + place + half, source + half)
             if do == Do.ADD:
-                add_product16(products + half, corrections + place + half, scales + place + half, step, target + half)
+                add16(source + half, target + half, target + half)
             else:
-                set_product16(products + half, corrections + place + half, scales + place + half, step, target + half)
-        if bias != 0:
-            values, summands = floats(target, UNIT), floats(bias + place, UNIT)
-            for index in range(UNIT):
-                values[index] += summands[index]
-        if do == Do.GATE:
-            swiglu16(products, products + 4 * LANES, out + 4 * (row * stride + unit * LANES))
+                copy16(source + half, target + half)
 
 
 @_jit
-def _product_part(
-    part, unit_parts, grain, units, tokens, size, weights, scales, corrections, bias,
-    values, value_stride, steps, out, stride, do, scratch,
-):  # fmt: skip
+def _product(operation, rows, unit, values, value_stride, steps, steps_stride, products):
+    """Products of some rows and one unit: float32 [rows, 32]."""
+    form, size, weights = operation[Operation.FORM], operation[Operation.SIZE_IN], operation[Operation.WEIGHTS]
+    if form == Form.NIBBLES:
+        groups = padded(size, GROUP) // GROUP
+        weights += unit * groups * NIBBLE_GROUP
+        product_of_nibbles(rows, weights, values, value_stride, steps, steps_stride, groups, products)
+    elif form == Form.BYTES:
+        groups = padded(size, GROUP) // GROUP
+        weights += unit * groups * BYTE_GROUP
+        product_of_bytes(rows, weights, values, value_stride, steps, steps_stride, groups, products)
+    else:
+        quads = padded(size, 4) // 4
+        product(rows, weights + unit * quads * 4 * UNIT, values, value_stride, quads, products)
+        corrections = operation[Operation.SUMS] + 4 * unit * UNIT
+        scales = operation[Operation.SCALES] + 4 * unit * UNIT
+        for row in range(rows):
+            step = floats(steps + steps_stride * row, 1)[0]
+            for half in range(0, 4 * UNIT, 4 * LANES):
+                place = products + 4 * UNIT * row + half
+                set_product16(place, corrections + half, scales + half, step, place)
+
+
+@_jit
+def _product_part(plan, operation, part, unit_parts, grain, tokens, scratch):
     """A part of a product."""
     first_unit = part % unit_parts * grain
     first = part // unit_parts * TOKENS
     last = min(tokens, first + TOKENS)
-    quads = padded(size, 4) // 4
-    for unit in range(first_unit, min(units, first_unit + grain)):
+    out, stride = plan[operation[Operation.OUT]], operation[Operation.OUT_STRIDE]
+    value_stride, steps_stride = plan[Plan.WIDTH], plan[Plan.STEPS_WIDTH]
+    for unit in range(first_unit, min(operation[Operation.UNITS], first_unit + grain)):
         token = first
         while token < last:
             rows = _share(last - token, MOST_ROWS)
-            product(
-                rows, weights + unit * quads * 4 * UNIT, values + token * value_stride, value_stride, quads, scratch
-            )
-            _write_product(
-                scratch, rows, unit, scales, corrections, steps + 4 * token, bias, out + 4 * token * stride, stride, do
-            )
+            values, steps = plan[Plan.BYTES] + token * value_stride, plan[Plan.STEPS] + token * steps_stride
+            _product(operation, rows, unit, values, value_stride, steps, steps_stride, scratch)
+            bias = operation[Operation.BIAS]
+            _write_product(scratch, rows, unit, bias, out + 4 * token * stride, stride, operation[Operation.DO])
             token += rows
 
 
@@ -212,7 +236,7 @@ def _attend_part(plan, operation, first, count, kv_head, scratch):
     """Attention of neighbouring tokens of one row, for the queries that share a head of keys and values."""
     heads, kv_heads, size = plan[Plan.HEADS], plan[Plan.KV_HEADS], plan[Plan.HEAD_SIZE]
     group, window = heads // kv_heads, operation[Operation.WINDOW]
-    qkv_width, width = padded((heads + 2 * kv_heads) * size, UNIT), padded(heads * size, LANES)
+    qkv_width, width = padded((heads + 2 * kv_heads) * size, UNIT), padded(heads * size, UNIT)
     keys = (
         int_at(plan[Plan.CACHES] + 8 * first)
         + operation[Operation.LAYER] * plan[Plan.LAYER_BYTES]
@@ -277,8 +301,9 @@ def _normalise(counters, plan, operation, epsilon, even_step, scratch):
         if chosen != 0:
             origin = int_at(plan[chosen] + 8 * row)
         _normalise_row(source + 4 * origin * stride, operation[Operation.WEIGHTS], size, epsilon, scratch)
-        place, step = plan[Plan.BYTES] + row * plan[Plan.WIDTH], plan[Plan.STEPS] + 4 * row
-        _quantise(scratch, size, even_step, place, step)
+        _fill(scratch + 4 * size, padded(size, UNIT) - size, 0.0)
+        place, step = plan[Plan.BYTES] + row * plan[Plan.WIDTH], plan[Plan.STEPS] + row * plan[Plan.STEPS_WIDTH]
+        _quantise(operation[Operation.FORM], scratch, size, even_step, place, step)
         _done(counters)
 
 
@@ -289,8 +314,9 @@ def _round(counters, plan, operation):
         row = _take(counters, plan[operation[Operation.ROWS]])
         if row < 0:
             return
-        place, step = plan[Plan.BYTES] + row * plan[Plan.WIDTH], plan[Plan.STEPS] + 4 * row
-        _quantise(source + 4 * row * stride, operation[Operation.SIZE_IN], np.float32(0.0), place, step)
+        place, step = plan[Plan.BYTES] + row * plan[Plan.WIDTH], plan[Plan.STEPS] + row * plan[Plan.STEPS_WIDTH]
+        values = source + 4 * row * stride
+        _quantise(operation[Operation.FORM], values, operation[Operation.SIZE_IN], np.float32(0.0), place, step)
         _done(counters)
 
 
@@ -302,12 +328,7 @@ def _multiply(counters, plan, operation, scratch):
         part = _take(counters, unit_parts * row_parts)
         if part < 0:
             return
-        _product_part(
-            part, unit_parts, grain, units, rows, operation[Operation.SIZE_IN], operation[Operation.WEIGHTS],
-            operation[Operation.SCALES], operation[Operation.SUMS], operation[Operation.BIAS], plan[Plan.BYTES],
-            plan[Plan.WIDTH], plan[Plan.STEPS], plan[operation[Operation.OUT]], operation[Operation.OUT_STRIDE],
-            operation[Operation.DO], scratch,
-        )  # fmt: skip
+        _product_part(plan, operation, part, unit_parts, grain, rows, scratch)
         _done(counters)
 
 

@@ -187,27 +187,26 @@ def add_values(
     code.switch(queries, MOST_QUERIES, write)
 
 
-def _floats_of(code: Code, sums: ir.Value, corrections: ir.Value, scales: ir.Value, step: ir.Value) -> ir.Value:
-    whole = code.builder.sub(code.load(sums, 0, INTS), code.load(corrections, 0, INTS))
-    scale = code.builder.fmul(code.load(scales, 0, FLOATS), code.all(step, FLOATS))
-    return code.builder.fmul(code.builder.sitofp(whole, FLOATS), scale)
-
-
 @operation(types.void, INT, INT, INT, FLOAT, INT)
 def set_product16(
     code: Code, sums: ir.Value, corrections: ir.Value, scales: ir.Value, step: ir.Value, out: ir.Value
 ) -> None:
     """16 integer products, without what they have too much, as floats."""
-    code.store(_floats_of(code, sums, corrections, scales, step), out, 0)
+    whole = code.builder.sub(code.load(sums, 0, INTS), code.load(corrections, 0, INTS))
+    scale = code.builder.fmul(code.load(scales, 0, FLOATS), code.all(step, FLOATS))
+    code.store(code.builder.fmul(code.builder.sitofp(whole, FLOATS), scale), out, 0)
 
 
-@operation(types.void, INT, INT, INT, FLOAT, INT)
-def add_product16(
-    code: Code, sums: ir.Value, corrections: ir.Value, scales: ir.Value, step: ir.Value, out: ir.Value
-) -> None:
-    """Add 16 integer products, without what they have too much, to floats."""
-    product = _floats_of(code, sums, corrections, scales, step)
-    code.store(code.builder.fadd(code.load(out, 0, FLOATS), product), out, 0)
+@operation(types.void, INT, INT, INT)
+def add16(code: Code, values: ir.Value, others: ir.Value, out: ir.Value) -> None:
+    """The sums of 16 floats and 16 others."""
+    code.store(code.builder.fadd(code.load(values, 0, FLOATS), code.load(others, 0, FLOATS)), out, 0)
+
+
+@operation(types.void, INT, INT)
+def copy16(code: Code, values: ir.Value, out: ir.Value) -> None:
+    """16 floats."""
+    code.store(code.load(values, 0, FLOATS), out, 0)
 
 
 @operation(types.void, INT, INT)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint
-from arriero.runners.native.plan import LANES, UNIT, padded
+from arriero.runners.native.plan import GROUP, LANES, UNIT, Form, padded
+from arriero.runners.native.quantisation import pack_groups, quantise_bytes, quantise_nibbles
 
 WEIGHTS_FILE = "weights.bin"
 INDEX_FILE = "weights.json"
@@ -25,6 +26,11 @@ EMBEDDINGS_FILE = "embeddings.npy"
 STATES = "states"
 _ALIGNMENT = 64
 _HUGE_PAGE = 2**21
+
+
+def head_form(form: Form) -> Form:
+    """How the vocabulary projection is written: where the layers have 4 bits, it has 8."""
+    return Form.BYTES if form == Form.NIBBLES else form
 
 
 def pack(integers: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -38,6 +44,7 @@ def pack(integers: NDArray[np.int8]) -> NDArray[np.int8]:
 def write_weights(
     checkpoint: Checkpoint,
     directory: Path,
+    form: Form,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a checkpoint's weights. Raises `ModelLoadError` for a missing or misshapen tensor."""
@@ -45,14 +52,14 @@ def write_weights(
     embeddings = checkpoint.tensor("model.embed_tokens.weight")
     np.save(directory / EMBEDDINGS_FILE, embeddings * np.float32(config.embedding_scale))
     with (directory / WEIGHTS_FILE).open("wb") as file:
-        writer = _Writer(file)
+        writer = _Writer(file, form)
         for layer in range(config.num_layers):
             if progress is not None:
                 progress(layer, config.num_layers)
             _write_layer(writer, checkpoint, layer)
         writer.padded("final_norm", checkpoint.tensor("model.norm.weight"))
         head = embeddings if config.tie_embeddings else checkpoint.tensor("lm_head.weight")
-        writer.linear("head", head * np.float32(config.logits_scale))
+        writer.linear("head", head * np.float32(config.logits_scale), head_form(form))
         if "model.states.weight" in checkpoint:
             writer.array(STATES, checkpoint.tensor("model.states.weight"))
     (directory / INDEX_FILE).write_text(json.dumps(writer.index))
@@ -82,18 +89,17 @@ def _write_layer(writer: _Writer, checkpoint: Checkpoint, layer: int) -> None:
 
 
 def _interleave(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sixteen outputs of one, sixteen of the other, and so on; both padded with zeros to whole sixteens."""
-    pairs = [
-        np.pad(each, [(0, -len(each) % LANES), (0, 0)]).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)
-    ]
+    """Sixteen outputs of one, sixteen of the other, and so on; both padded with zeros to whole units."""
+    pairs = [np.pad(each, [(0, -len(each) % UNIT), (0, 0)]).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)]
     return np.concatenate(pairs, axis=1).reshape(-1, gate.shape[1])
 
 
 class _Writer:
     """Arrays behind each other in a file, each aligned to a cache line."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, form: Form) -> None:
         self._file = file
+        self._form = form
         self.index: dict[str, tuple[int, int]] = {}
         """Offset and bytes of each array."""
 
@@ -106,8 +112,13 @@ class _Writer:
         """A vector of outputs, padded to whole units."""
         self.array(name, np.pad(vector, (0, -len(vector) % UNIT)).astype(np.float32))
 
-    def linear(self, name: str, weight: NDArray[np.float32]) -> None:
-        """A linear layer [out, in]."""
+    def linear(self, name: str, weight: NDArray[np.float32], form: Form | None = None) -> None:
+        """A linear layer [out, in], written as all are unless `form` is another."""
+        form = self._form if form is None else form
+        if form != Form.ROWS:
+            quantise = quantise_nibbles if form == Form.NIBBLES else quantise_bytes
+            self.array(name, pack_groups(*quantise(np.pad(weight, [(0, 0), (0, -weight.shape[1] % GROUP)]))))
+            return
         # ONNX takes long to import, and only conversions need any of it.
         from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
 

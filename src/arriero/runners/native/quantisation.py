@@ -1,0 +1,96 @@
+"""Weights as integers with scales for every group of inputs; `groups` has what they stand for and how they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arriero.runners.native.plan import GROUP, LANES, UNIT
+
+_REACHES = (1.0, 0.9, 0.8)
+"""Shares of a group's range that its 16 steps are first laid over."""
+
+Quantised = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16] | None]
+"""Integers [out, in]; scales [out, groups]; lows [out, groups], or None where they are -128 scales."""
+
+
+def quantise_bytes(weight: NDArray[np.float32]) -> Quantised:
+    """8 bits around 128, of which the largest magnitude of each group reaches 127."""
+    values = weight.reshape(len(weight), -1, GROUP)
+    scales = _halves(np.abs(values).max(2) / np.float32(127))
+    scales[scales == 0] = 1
+    integers = np.clip(np.rint(values / _single(scales)), -128, 127) + 128
+    return integers.astype(np.uint8).reshape(weight.shape), scales, None
+
+
+def quantise_nibbles(weight: NDArray[np.float32]) -> Quantised:
+    """4 bits from each group's own low on: of a few choices the one that leaves the least squared error.
+
+    What comes from such groups, as GGUF files in Q4_1 do, stays as it is.
+    """
+    values = weight.reshape(len(weight), -1, GROUP)
+    (integers, scales, lows), *others = (choice for reach in _REACHES for choice in _choices(values, reach))
+    least = _error(values, integers, scales, lows)
+    for choice in others:
+        error = _error(values, *choice)
+        better = error < least
+        least[better] = error[better]
+        integers[better], scales[better], lows[better] = (each[better] for each in choice)
+    return integers.reshape(weight.shape), scales, lows
+
+
+def _error(
+    values: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16], lows: NDArray[np.float16]
+) -> NDArray[np.float32]:
+    """The squared error of each group."""
+    wrong = integers * _single(scales) + _single(lows) - values
+    error: NDArray[np.float32] = np.einsum("ogi,ogi->og", wrong, wrong)
+    return error
+
+
+def pack_groups(
+    integers: NDArray[np.uint8], scales: NDArray[np.float16], lows: NDArray[np.float16] | None
+) -> NDArray[np.uint8]:
+    """Weights in units and groups, uint8 [out / 32][groups][bytes], outputs padded with zeros."""
+    rows = [(0, -len(integers) % UNIT), (0, 0)]
+    groups = integers.shape[1] // GROUP
+    units = np.pad(integers, rows).reshape(-1, 2, LANES, groups, GROUP // 4, 4).transpose(0, 3, 4, 1, 2, 5)
+    if lows is not None:
+        units = units[:, :, :, 0] | units[:, :, :, 1] << np.uint8(4)
+    parts = [units.reshape(*units.shape[:2], -1)]
+    for each in (scales, lows):
+        if each is not None:
+            halves = np.ascontiguousarray(np.pad(each, rows).reshape(-1, UNIT, groups).transpose(0, 2, 1))
+            parts.append(halves.view(np.uint8))
+    return np.concatenate(parts, axis=2)
+
+
+def _choices(
+    values: NDArray[np.float32], reach: float
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]]:
+    """Integers, scales and lows that lay their steps over a share of each group's range, then ever nearer fits."""
+    least, most = values.min(2), values.max(2)
+    scale = (most - least) * np.float32(reach / 15)
+    low = least + (most - least) * np.float32((1 - reach) / 2)
+    mean = values.mean(2)
+    for _ in range(3):
+        scales, lows = _halves(np.where(scale > 0, scale, 1)), _halves(low)
+        steps = np.clip(np.rint((values - _single(lows)) / _single(scales)), 0, 15)
+        yield steps.astype(np.uint8), scales, lows
+        centre = steps.mean(2)
+        spread = steps - centre[..., None]
+        squares = np.einsum("ogi,ogi->og", spread, spread)
+        scale = np.einsum("ogi,ogi->og", spread, values) / np.where(squares > 0, squares, 1)
+        low = mean - scale * centre
+
+
+def _single(halves: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Numbers of groups, for all of each group's inputs."""
+    return halves[..., None].astype(np.float32)
+
+
+def _halves(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    reach = np.float32(np.finfo(np.float16).max)
+    return np.clip(values, -reach, reach).astype(np.float16)
