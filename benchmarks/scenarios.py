@@ -24,6 +24,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import uvloop
@@ -190,6 +191,8 @@ def system(repetitions: int, only: set[str] | None) -> Figures:
 STREAMS = 8
 SETTLED = 4.0
 """Seconds after which all streams run evenly."""
+LENGTH = 2.5
+"""How many times that long they run if nobody comes among them: while a prompt is read they run longer."""
 
 
 def intruder(repetitions: int, only: set[str] | None) -> Figures:
@@ -217,7 +220,11 @@ async def _intrusion(contestant: Contestant, url: str, seed: int) -> dict[str, f
     """Milliseconds between tokens of the streams, and until the first token of the prompt that came among them."""
     body = {"url": url, "endpoint": "completions", "extra_body": contestant.extra_body, "new_connection": True}
     long = Load(requests=1, prompt_tokens=2000, max_tokens=8, seed=seed + 1, **body)
-    load = Load(clients=STREAMS, requests=STREAMS, prompt_tokens=100, max_tokens=320, seed=seed, **body)
+    load = Load(clients=STREAMS, requests=STREAMS, prompt_tokens=100, max_tokens=NUM_TOKENS, seed=seed, **body)
+    calm = await measure(load)
+    check(contestant, calm)
+    usual = statistics.median(gap for each in calm.measurements for gap in each.gaps)
+    load = replace(load, max_tokens=int(LENGTH * SETTLED / usual), seed=seed + 2)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(measure(load))
         await asyncio.sleep(SETTLED)

@@ -190,7 +190,12 @@ class Settings(BaseModel):
         "Engine", 0, "Tokens that all running answers may hold together; 0: as memory allows.", ge=0, le=2**32
     )
     prefill_chunk: int = _setting(
-        "Engine", 64, "Prompt tokens that are read between two steps of the running answers.", ge=1, le=2**16
+        "Engine",
+        512,
+        "Prompt tokens that are read at most between two tokens of the running answers; fewer where they would have to "
+        "wait longer than twice as long as without.",
+        ge=1,
+        le=2**16,
     )
     prefix_cache: int = _setting(
         "Engine",

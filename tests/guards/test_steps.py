@@ -13,7 +13,8 @@ ANSWER = 8
 
 def make(**options):
     runner = CountingRunner(reply=lambda prompt: [7] * 1000, **options)
-    scheduler = Scheduler(runner.info, token_budget=100_000, max_queue=100, prefix_tokens=20_000)
+    sizes = {"token_budget": 100_000, "max_queue": 100, "chunk_beside_decode": 64, "prefix_tokens": 20_000}
+    scheduler = Scheduler(runner.info, **sizes, clock=lambda: 0.0)
     return runner, scheduler
 
 
@@ -123,7 +124,7 @@ def test_prompt_log_probabilities_are_the_only_reason_for_more_logits():
 @pytest.mark.parametrize(
     ("num_rows", "sampling", "functions", "builtins"),
     [
-        (1, Sampling(temperature=0), 29, 34),
+        (1, Sampling(temperature=0), 32, 38),
         (16, Sampling(temperature=0), 161, 299),
         (16, Sampling(temperature=1, top_p=0.9), 305, 523),
     ],

@@ -95,7 +95,7 @@ class LocalEngine:
         token_budget: int | None = None,
         max_queue: int = 256,
         chunk: int = 512,
-        chunk_beside_decode: int = 64,
+        chunk_beside_decode: int = 512,
         prefix_tokens: int = 0,
         thread: bool = True,
     ) -> None:
@@ -104,9 +104,9 @@ class LocalEngine:
         Without a `thread` it lives on the event loop, for runners that take hardly any time.
 
         `token_budget` bounds the tokens that admitted requests may come to hold; without it, every slot may be
-        full. `max_queue` bounds the requests that wait. A step reads at most `chunk` prompt tokens,
-        `chunk_beside_decode` while answers are being written. Of requests that ended, up to `prefix_tokens` prompt
-        tokens are kept for prompts that begin like theirs.
+        full. `max_queue` bounds the requests that wait. A step reads at most `chunk` prompt tokens, and at most
+        `chunk_beside_decode` while answers are being written, fewer where those would wait long. Of requests that
+        ended, up to `prefix_tokens` prompt tokens are kept for prompts that begin like theirs.
         """
         self._runner_factory = runner_factory
         self._constraints = constraints

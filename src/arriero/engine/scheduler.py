@@ -13,8 +13,9 @@ Rules:
 - **Everybody who speaks goes on speaking.** Every decoding sequence has one token in every step.
 - **An answer whose length nobody limited** has less reserved, asks for more as it comes, and may have to wait for it:
   the exception to the rule before. Nobody is admitted meanwhile. See `arriero.engine.budget`.
-- **Prompts share what is left.** A step reads at most `chunk` prompt tokens, `chunk_beside_decode` while somebody
-  decodes, so that a long prompt does not stall running answers. The oldest prompt goes first and is the only one
+- **Prompts share what is left.** A step reads at most `chunk` prompt tokens, and beside running answers at most
+  `chunk_beside_decode`, or fewer, so that a long prompt does not stall them (`arriero.engine.pieces`). The oldest
+  prompt goes first and is the only one
   that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
   younger ones join it as rows of their own if they fit whole. What an encoder reads is never cut.
 - **A prompt is read once.** Its first choice reads it, the others copy that slot and draw from the same logits.
@@ -52,9 +53,10 @@ from arriero.core import (
 )
 from arriero.engine import limits
 from arriero.engine.beams import Candidate
-from arriero.engine.encodings import Encoded, Encoding, Encodings, take
+from arriero.engine.encodings import LEAST_COST, Encoded, Encoding, Encodings, take
 from arriero.engine.guesses import count_right
 from arriero.engine.pace import Pace
+from arriero.engine.pieces import Pieces
 from arriero.engine.prefixes import Prefixes
 from arriero.engine.queue import FairQueue
 from arriero.engine.room import Room
@@ -76,20 +78,21 @@ class Scheduler:
         token_budget: int,
         max_queue: int,
         chunk: int = 512,
-        chunk_beside_decode: int = 64,
+        chunk_beside_decode: int = 512,
         prefix_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`token_budget` bounds the tokens that admitted requests may come to hold; `max_queue` the waiting requests;
         `prefix_tokens` the prompt tokens of ended requests that are kept for prompts that begin like theirs.
 
-        `clock` (seconds) serves only to tell how long requests waited, and when a full engine may have room again.
+        `clock` (seconds) serves only to tell how long requests waited, to learn how large pieces of prompts may be, and
+        when a full engine may have room again.
         """
         self._info = info
         self._token_budget = token_budget
         self._max_queue = max_queue
         self._chunk = chunk
-        self._chunk_beside_decode = chunk_beside_decode
+        self._pieces = Pieces(chunk_beside_decode)
         self._clock = clock
 
         self._waiting: FairQueue[Group | Encoding] = FairQueue()
@@ -175,7 +178,8 @@ class Scheduler:
         guesses = speaking[0].guess(self._info) if may_guess else []
         for sequence in speaking:
             step.add_row(sequence, 1, guesses)
-        self._read(step, prefilling, self._chunk_beside_decode if step.rows else self._chunk)
+        num_prompts = len(prefilling) + len(self._encodings)
+        self._read(step, prefilling, self._pieces.size(len(speaking), num_prompts) if speaking else self._chunk)
         return step
 
     def spare(self) -> Step | None:
@@ -195,12 +199,20 @@ class Scheduler:
         aborted while the step ran is ignored.
         """
         self._num_steps += bool(step.rows or step.readings)
-        self._pace.work(self._clock() - step.started)
+        seconds = self._clock() - step.started
+        self._pace.work(seconds)
+        answers, num_read = 0, sum(reading.cost for reading in step.readings)
         events: list[tuple[Group, Event]] = []
         for row, sequence in zip(step.rows, step.sequences, strict=True):
             sequence.num_computed_tokens += 1 if row.guessed else len(row.tokens)
-            if row.position < sequence.num_prompt_tokens and not sequence.finished:
+            if row.position >= sequence.num_prompt_tokens:
+                answers += 1
+                continue
+            num_read += len(sequence.inputs) + len(row.tokens)
+            if not sequence.finished:
                 self._num_prompt_tokens += len(sequence.inputs) or len(row.tokens)
+        if not step.guesses:
+            self._pieces.learn(answers, num_read, seconds)
         for scoring, scores in zip(step.scorings, results.scores, strict=True):
             if not scoring.sequence.finished:
                 self._take_scores(scoring.sequence, scores, events)
@@ -288,7 +300,7 @@ class Scheduler:
         """Fill the step with prompts and inputs; which of them goes first, and may be cut, changes every time."""
         self._encodings_first = bool(self._encodings) and not (prefilling and self._encodings_first)
         if self._encodings_first:
-            step.readings = self._encodings.plan(room, self._chunk_of)
+            step.readings = self._encodings.plan(max(room, LEAST_COST), self._chunk_of)
             room -= sum(reading.cost for reading in step.readings)
         num_read = self._add_prompts(step, prefilling, room, may_cut=not self._encodings_first)
         if not self._encodings_first:

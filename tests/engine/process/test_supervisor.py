@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+def state_of(pid):
+    """As ps shows it; Z for one that waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
 
 
 async def test_who_was_told_something_gets_an_error_and_others_their_answer(start):
@@ -230,8 +239,11 @@ def test_a_child_dies_with_its_parent():
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL
     child = int(ended.stdout)
-    # It holds the pipe of this process's standard error, so by now it is gone, or about to be reaped.
-    assert not is_alive(child) or Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    # It holds the pipe of this process's standard error, so by now it is gone, or about to be, or to be reaped.
+    end = time.monotonic() + 10
+    while is_alive(child) and state_of(child) != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 async def test_log_lines_of_the_child_have_the_parent_s_levels(start, caplog):
