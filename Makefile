@@ -11,6 +11,7 @@ test:  ## The tests that need nothing but the test extra.
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 types:
 	$(BIN)/mypy

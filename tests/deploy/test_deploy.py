@@ -2,12 +2,17 @@
 
 import configparser
 import json
+import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -113,3 +118,77 @@ def test_the_image_takes_what_the_package_needs_and_no_more() -> None:
     copied = set(re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M))
     assert wanted == {name for line in copied for name in line.split()}
     assert all((ROOT / name).exists() for name in wanted)
+
+
+# Compose
+
+
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SCRAPE = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"][0]
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """What is mounted, by where it is seen."""
+    return {place: source for source, place in (each.split(":")[:2] for each in service.get("volumes", []))}
+
+
+def test_what_services_use_is_declared_and_what_is_declared_is_used() -> None:
+    services = COMPOSE["services"].values()
+    named = {source for each in services for source in mounts(each).values() if not source.startswith(".")}
+    assert named == set(COMPOSE["volumes"])
+    assert {each["source"] for service in services for each in service.get("configs", [])} == set(COMPOSE["configs"])
+    assert {each for service in services for each in service.get("secrets", [])} == set(COMPOSE["secrets"])
+    assert all(set(each.get("depends_on", [])) <= set(COMPOSE["services"]) for each in services)
+    files = [source for each in services for source in mounts(each).values() if source.startswith(".")]
+    files += [each["file"] for each in COMPOSE["configs"].values()]
+    assert all((DEPLOY / each).exists() for each in files)
+    build = COMPOSE["services"]["arriero"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
+
+
+def test_nothing_is_published_but_to_the_machine_itself() -> None:
+    ports = [port for each in COMPOSE["services"].values() for port in each["ports"]]
+    assert len(ports) == len(set(ports)) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_running_answers_may_finish_before_the_container_is_killed() -> None:
+    service = COMPOSE["services"]["arriero"]
+    assert float(service["stop_grace_period"].removesuffix("s")) > float(service["environment"]["ARRIERO_GRACE"])
+
+
+def test_prometheus_shows_the_key_that_the_server_was_given() -> None:
+    arriero, prometheus = COMPOSE["services"]["arriero"], COMPOSE["services"]["prometheus"]
+    (secret,) = prometheus["secrets"]
+    assert SCRAPE["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}
+    assert COMPOSE["secrets"][secret]["environment"] in arriero["environment"]
+    (config,) = prometheus["configs"]
+    assert f"--config.file={config['target']}" in prometheus["command"]
+    assert SCRAPE["static_configs"][0]["targets"] == [f"arriero:{arriero['ports'][0].split(':')[-1]}"]
+    assert SCRAPE.get("metrics_path", "/metrics") == "/metrics"
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    grafana, places = COMPOSE["services"]["grafana"], mounts(COMPOSE["services"]["grafana"])
+    provisioning = DEPLOY / places["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    port = COMPOSE["services"]["prometheus"]["ports"][0].split(":")[-1]
+    assert source["url"] == f"http://prometheus:{port}"
+    (provider,) = yaml.safe_load((provisioning / "dashboards/arriero.yml").read_text())["providers"]
+    dashboards = places[provider["options"]["path"]]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert (DEPLOY / dashboards / home.name).exists()
+
+
+def test_a_server_with_a_key_is_found_alive_and_measured(go_live: Callable[..., Any]) -> None:
+    """By the image's own command, and as Prometheus is told to ask."""
+    live = go_live(api_key="sk-42")
+    (command,) = re.findall(r"^HEALTHCHECK .*\\\n\s+CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    program, *arguments = json.loads(command.replace("http://127.0.0.1:8000", live.url))
+    assert program == "python"
+    checked = subprocess.run([sys.executable, *arguments], env=os.environ | {"NO_PROXY": "127.0.0.1"})
+    assert checked.returncode == 0
+    for headers, status in (({}, 401), ({"authorization": "Bearer sk-42"}, 200)):
+        assert httpx.get(f"{live.url}/metrics", headers=headers).status_code == status
+        assert httpx.get(f"{live.url}/health/ready", headers=headers).status_code == status

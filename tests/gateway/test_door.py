@@ -175,6 +175,7 @@ def test_wrong_keys_are_compared_like_right_ones(monkeypatch: pytest.MonkeyPatch
 async def test_scopes(guarded: Any) -> None:
     guarded.key("chatter", endpoints=("chat/*",))
     guarded.key("scraper", endpoints=("metrics",))
+    guarded.key("balancer", endpoints=("health/ready",))
     guarded.key("boss", admin=True)
     guarded.key("stranger", models=("other-*",))
     embedding = {"json": {"model": guarded.model, "input": "Hello"}}
@@ -183,6 +184,8 @@ async def test_scopes(guarded: Any) -> None:
     assert (await guarded.ask("chatter", path="/metrics")).status_code == 403
     assert (await guarded.ask("scraper", path="/metrics")).status_code != 403
     assert (await guarded.ask("scraper", path="/admin/x")).status_code == 403
+    assert (await guarded.ask("balancer", path="/health/ready")).status_code == 200
+    assert (await guarded.ask("balancer", path="/health")).status_code == 403
     assert (await guarded.ask("boss", path="/admin/x")).status_code == 404
     assert (await guarded.chat("scraper")).status_code == 403
     for path in ("/admin", "//admin/x", "/v1/admin/x", "/admin/%2e%2e/v1/models"):
