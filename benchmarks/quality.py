@@ -1,4 +1,4 @@
-"""Perplexity of every weight format on real prose, beside llama.cpp's, and the gates they have to pass.
+"""Perplexity of every weight format and engine on real prose, beside llama.cpp's, and the gates they have to pass.
 
     python benchmarks/quality.py [--text FILE] [--tokens 20480] [--json FILE]
 
@@ -37,7 +37,7 @@ from arriero.models.calibration import calibration_tokens
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.sources.resolve import resolve
 from arriero.models.tokenizers.tokenizer import load_tokenizer
-from arriero.runners.onnx import load_runner
+from arriero.runners import native, onnx
 
 TEXT_PACKAGE = "Django==5.2.8"
 TEXT_PARTS = ("faq", "internals", "misc", "intro", "topics")
@@ -162,19 +162,20 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, float]:
         print(f"{name:24} {perplexity:9.4f}   {time.perf_counter() - started:5.0f} s", flush=True)
 
     print(f"{len(windows)} windows of {WINDOW} tokens, {len(windows) * (WINDOW - 1)} scored")
-    for weights in ("fp32", "int8", "int4"):
-        started = time.perf_counter()
-        runner = load_runner(
-            open_checkpoint(path),
-            weights=weights,
-            slots=1,
-            context=WINDOW,
-            threads=THREADS,
-            cache=work,
-            calibration=calibration_tokens(tokenizer, WINDOW),
-        )
-        note(f"arriero {weights}", arriero_perplexity(runner, windows), started)
-        runner.close()
+    for engine, formats in ((onnx, ("fp32", "int8", "int4")), (native, ("int8", "int4"))):
+        for weights in formats:
+            started = time.perf_counter()
+            runner = engine.load_runner(
+                open_checkpoint(path),
+                weights=weights,
+                slots=1,
+                context=WINDOW,
+                threads=THREADS,
+                cache=work,
+                calibration=calibration_tokens(tokenizer, WINDOW),
+            )
+            note(f"{weights} {engine.__name__.rpartition('.')[2]}", arriero_perplexity(runner, windows), started)
+            runner.close()
     interpreter = llama_cpp.python(settings.cache / "llama.cpp")
     started = time.perf_counter()
     note("llama.cpp Q4_0", llama_perplexity(interpreter, llama_cpp.model_files(path, work)["Q4_0"], windows), started)
@@ -183,8 +184,9 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, float]:
 
 def gates(perplexity: dict[str, float]) -> Iterable[tuple[str, float, float]]:
     """What is held against what, the ratio, and the largest that passes."""
-    yield "int8 (the default) / fp32", perplexity["arriero int8"] / perplexity["arriero fp32"], DEFAULT_FORMAT_LIMIT
-    yield "int4 / llama.cpp Q4_0", perplexity["arriero int4"] / perplexity["llama.cpp Q4_0"], INT4_LIMIT
+    for engine in ("native", "onnx"):
+        yield f"int8 {engine} / fp32", perplexity[f"int8 {engine}"] / perplexity["fp32 onnx"], DEFAULT_FORMAT_LIMIT
+        yield f"int4 {engine} / llama.cpp Q4_0", perplexity[f"int4 {engine}"] / perplexity["llama.cpp Q4_0"], INT4_LIMIT
 
 
 def main() -> None:

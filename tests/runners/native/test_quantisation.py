@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from arriero.runners.native.plan import GROUP
-from arriero.runners.native.quantisation import pack_groups, quantise_bytes, quantise_nibbles
+from arriero.runners.native.quantisation import pack_groups, pack_rows, quantise_bytes, quantise_nibbles
 
 
 def restored(integers, scales, lows):
@@ -65,3 +65,12 @@ def test_packed_groups_hold_every_weight_once(rng):
             halves = np.ascontiguousarray(source[unit, :, start:]).view(np.float16).reshape(2, -1, 32)
             for part, values in enumerate(parts):
                 np.testing.assert_array_equal(halves[:, part, out % 32], values[out])
+
+
+def test_packed_rows_hold_every_weight_once():
+    integers = np.arange(-120, 120, dtype=np.int8).reshape(40, 6)
+    packed = pack_rows(integers)
+    assert packed.shape == (2, 2, 2, 16, 4)
+    for out in (0, 15, 16, 33, 39):
+        unit, half, lane = out // 32, out % 32 // 16, out % 16
+        np.testing.assert_array_equal(packed[unit, :, half, lane].reshape(-1)[:6], integers[out])

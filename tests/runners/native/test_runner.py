@@ -8,7 +8,6 @@ import pytest
 from arriero.compute import Row, Want
 from arriero.errors import UnsupportedModel
 from arriero.runners.native import load_runner, reason_against
-from arriero.runners.native.weights import pack
 from arriero.runners.onnx import load_runner as load_onnx
 from references.tiny_models import CASES, prompts, random_checkpoint
 
@@ -81,15 +80,6 @@ def test_long_prompts_are_the_same_in_any_chunks_and_any_company(weights, tmp_pa
         for slot in (0, 2, 3):
             runner.free(slot)
     runner.close()
-
-
-def test_packed_weights_hold_every_weight_once():
-    integers = np.arange(-120, 120, dtype=np.int8).reshape(40, 6)
-    packed = pack(integers)
-    assert packed.shape == (2, 2, 2, 16, 4)
-    for out in (0, 15, 16, 33, 39):
-        unit, half, lane = out // 32, out % 32 // 16, out % 16
-        np.testing.assert_array_equal(packed[unit, :, half, lane].reshape(-1)[:6], integers[out])
 
 
 def test_a_model_that_is_not_computed_is_refused_with_the_reason(tmp_path):

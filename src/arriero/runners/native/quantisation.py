@@ -1,8 +1,9 @@
-"""Weights as integers with scales for every group of inputs; `groups` has what they stand for and how they lie."""
+"""Weights as kernels read them; `vectors` has how rows lie, `groups` how groups of inputs do and what they stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,19 +51,30 @@ def _error(
     return error
 
 
+def whole_units(outputs: NDArray[Any]) -> NDArray[Any]:
+    """The same with zeros behind it: [out, ...], `out` being a multiple of a unit's."""
+    return np.pad(outputs, [(0, -len(outputs) % UNIT), *[(0, 0)] * (outputs.ndim - 1)])
+
+
+def pack_rows(integers: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Weights [out, in] in units [out / 32][in / 4][2][16][4], both sides padded with zeros."""
+    whole = np.pad(whole_units(integers), [(0, 0), (0, -integers.shape[1] % 4)])
+    units = whole.reshape(len(whole) // UNIT, 2, LANES, -1, 4)
+    return np.ascontiguousarray(units.transpose(0, 3, 1, 2, 4))
+
+
 def pack_groups(
     integers: NDArray[np.uint8], scales: NDArray[np.float16], lows: NDArray[np.float16] | None
 ) -> NDArray[np.uint8]:
     """Weights in units and groups, uint8 [out / 32][groups][bytes], outputs padded with zeros."""
-    rows = [(0, -len(integers) % UNIT), (0, 0)]
     groups = integers.shape[1] // GROUP
-    units = np.pad(integers, rows).reshape(-1, 2, LANES, groups, GROUP // 4, 4).transpose(0, 3, 4, 1, 2, 5)
+    units = whole_units(integers).reshape(-1, 2, LANES, groups, GROUP // 4, 4).transpose(0, 3, 4, 1, 2, 5)
     if lows is not None:
         units = units[:, :, :, 0] | units[:, :, :, 1] << np.uint8(4)
     parts = [units.reshape(*units.shape[:2], -1)]
     for each in (scales, lows):
         if each is not None:
-            halves = np.ascontiguousarray(np.pad(each, rows).reshape(-1, UNIT, groups).transpose(0, 2, 1))
+            halves = np.ascontiguousarray(whole_units(each).reshape(-1, UNIT, groups).transpose(0, 2, 1))
             parts.append(halves.view(np.uint8))
     return np.concatenate(parts, axis=2)
 

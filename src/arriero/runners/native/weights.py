@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.models.architecture import Checkpoint
-from arriero.runners.native.plan import GROUP, LANES, UNIT, Form, padded
-from arriero.runners.native.quantisation import pack_groups, quantise_bytes, quantise_nibbles
+from arriero.runners.native.plan import GROUP, LANES, Form, padded
+from arriero.runners.native.quantisation import pack_groups, pack_rows, quantise_bytes, quantise_nibbles, whole_units
 
 WEIGHTS_FILE = "weights.bin"
 INDEX_FILE = "weights.json"
@@ -31,14 +31,6 @@ _HUGE_PAGE = 2**21
 def head_form(form: Form) -> Form:
     """How the vocabulary projection is written: where the layers have 4 bits, it has 8."""
     return Form.BYTES if form == Form.NIBBLES else form
-
-
-def pack(integers: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Weights [out, in] in units [out / 32][in / 4][2][16][4], both sides padded with zeros."""
-    outputs, inputs = integers.shape
-    whole = np.pad(integers, [(0, -outputs % UNIT), (0, -inputs % 4)])
-    units = whole.reshape(len(whole) // UNIT, 2, LANES, -1, 4)
-    return np.ascontiguousarray(units.transpose(0, 3, 1, 2, 4))
 
 
 def write_weights(
@@ -90,7 +82,7 @@ def _write_layer(writer: _Writer, checkpoint: Checkpoint, layer: int) -> None:
 
 def _interleave(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sixteen outputs of one, sixteen of the other, and so on; both padded with zeros to whole units."""
-    pairs = [np.pad(each, [(0, -len(each) % UNIT), (0, 0)]).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)]
+    pairs = [whole_units(each).reshape(-1, 1, LANES, each.shape[1]) for each in (gate, up)]
     return np.concatenate(pairs, axis=1).reshape(-1, gate.shape[1])
 
 
@@ -110,7 +102,7 @@ class _Writer:
 
     def padded(self, name: str, vector: NDArray[np.float32]) -> None:
         """A vector of outputs, padded to whole units."""
-        self.array(name, np.pad(vector, (0, -len(vector) % UNIT)).astype(np.float32))
+        self.array(name, whole_units(vector).astype(np.float32))
 
     def linear(self, name: str, weight: NDArray[np.float32], form: Form | None = None) -> None:
         """A linear layer [out, in], written as all are unless `form` is another."""
@@ -123,10 +115,10 @@ class _Writer:
         from arriero.runners.onnx.formats import ZERO_POINT, quantise_rows
 
         integers, scales = quantise_rows(weight)
-        self.array(name, pack(integers.astype(np.int8)))
+        self.array(name, pack_rows(integers.astype(np.int8)))
         self.padded(f"{name}.scales", scales)
         sums = ZERO_POINT * integers.sum(axis=1, dtype=np.int32)
-        self.array(f"{name}.sums", np.pad(sums, (0, -len(sums) % UNIT)))
+        self.array(f"{name}.sums", whole_units(sums))
 
 
 class Weights:
