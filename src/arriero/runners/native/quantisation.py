@@ -1,4 +1,4 @@
-"""Weights as kernels read them; `vectors` has how rows lie, `groups` how groups of inputs do and what they stand for."""
+"""Weights as kernels read them; `vectors` has how rows lie, `groups` how groups do and what they stand for."""
 
 from __future__ import annotations
 
