@@ -13,30 +13,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import re
-import sqlite3
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from arriero.store import keys
-from arriero.store.database import open_database
 from soak_clients import BEHAVIOURS, EXACT, HEALTHY, LIMITS, QUESTIONS, Client, Server, Told, read
+from soak_server import WARDEN, Rest, Row, Running, Watch, read_rows, running
 
 PATIENCE = 120.0
 """Seconds after which a client that behaves gives up; a server that lets it wait so long has failed."""
 SCRIPTED = ("--engine", "scripted", "--pace", "200")
-WARDEN = "warden"
-"""The key of who looks after the server."""
 _LATE = 4
 """Tokens that an engine may draw for a request that was given up: one a choice, in the step that runs then."""
 
@@ -79,89 +69,7 @@ class Soak:
             self.wrong[f"{name}: {outcome}"] += 1
 
 
-# What is left of it
-
-
-@dataclass(frozen=True)
-class Rest:
-    """What a server and its models' processes hold when they have nothing to do."""
-
-    megabytes: float
-    open_files: int
-    threads: int
-    tasks: int
-    slots: int
-    waiting: int
-    reserved_tokens: int
-
-
-class Watch:
-    """Looks at a server from outside."""
-
-    def __init__(self, warden: Client, pid: int) -> None:
-        self._warden = warden
-        self._pid = pid
-
-    async def get(self, path: str) -> bytes:
-        async with self._warden.connected() as (reader, writer):
-            lines = f"GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {self._warden.key}\r\nconnection: close\r\n\r\n"
-            writer.write(lines.encode())
-            return (await read(reader)).body
-
-    async def rest(self) -> Rest:
-        """What the server holds, once it is idle; waits a minute at most."""
-        for _ in range(240):
-            await asyncio.sleep(0.25)
-            seen = await self._measured()
-            if not (seen.slots or seen.waiting or seen.reserved_tokens or seen.tasks > 16):
-                break
-        looks = [seen]
-        for _ in range(4):  # SQLite opens files for moments
-            await asyncio.sleep(0.25)
-            looks.append(await self._measured())
-        lowest = {name: min(getattr(each, name) for each in looks) for name in ("open_files", "tasks", "threads")}
-        return replace(looks[-1], **lowest)
-
-    async def total(self, name: str) -> int:
-        return _total((await self.get("/metrics")).decode(), name)
-
-    async def _measured(self) -> Rest:
-        metrics = (await self.get("/metrics")).decode()
-        family = [self._pid, *children(self._pid)]
-        return Rest(
-            megabytes=round(sum(resident(each) for each in family) / 2**20, 1),
-            open_files=sum(len(os.listdir(f"/proc/{each}/fd")) for each in family),
-            threads=sum(len(os.listdir(f"/proc/{each}/task")) for each in family),
-            tasks=_total(metrics, "arriero_event_loop_tasks"),
-            slots=_total(metrics, "arriero_slots_used"),
-            waiting=_total(metrics, "arriero_requests_waiting"),
-            reserved_tokens=_total(metrics, "arriero_reserved_tokens"),
-        )
-
-
-def _total(metrics: str, name: str) -> int:
-    return int(sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", metrics, re.M))))
-
-
-def children(pid: int) -> list[int]:
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in files for child in file.read_text().split()]
-
-
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 # Whether the books are right
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the store has of one key."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,14 +106,6 @@ class Books:
     @property
     def _given_up(self) -> Iterator[Told]:
         return (told for name, told in self.told.items() if name not in EXACT)
-
-
-def read_rows(store: Path, names: dict[str, str]) -> dict[str, Row]:
-    """By the names of keys; `names` is from their ids."""
-    columns = "SUM(requests), SUM(prompt_tokens), SUM(completion_tokens)"
-    with closing(sqlite3.connect(store)) as connection:
-        rows = connection.execute(f"SELECT key, {columns} FROM usage GROUP BY key").fetchall()
-    return {names.get(key, key): Row(*amounts) for key, *amounts in rows}
 
 
 # The whole
@@ -274,43 +174,10 @@ class Report:
         return lines
 
 
-@dataclass
-class Running:
-    """A server of our own."""
-
-    process: subprocess.Popen[str]
-    server: Server
-    keys: dict[str, str]
-    names: dict[str, str]
-    store: Path
-
-
-@contextmanager
-def running(arguments: Sequence[str], **options: Any) -> Iterator[Running]:
-    """One with a key for every kind of client; `options` are for the process."""
-    with tempfile.TemporaryDirectory() as directory:
-        store = Path(directory, "arriero.db")
-        texts, names = {}, {}
-        with closing(open_database(store)) as connection:
-            for name in (*BEHAVIOURS, WARDEN):
-                key, texts[name] = keys.new_key(name, admin=name == WARDEN, **LIMITS.get(name, {}))
-                names[key.id] = name
-                keys.insert(connection, key)
-        command = [sys.executable, "-m", "arriero", "serve", "--port", "0", "--log-level", "error"]
-        command += ["--store", str(store), *arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
-            try:
-                assert process.stdout
-                url = re.search(r"http://([^/:]+):(\d+)", process.stdout.readline())
-                assert url, "the server did not start"
-                yield Running(process, Server(url[1], int(url[2])), texts, names, store)
-            finally:
-                process.kill()
-
-
 def soak(arguments: Sequence[str], clients: int, seconds: float, patience: float = PATIENCE) -> Report:
     """Start a server with these arguments, let the clients loose on it, and look what is left."""
-    with running(arguments) as run:
+    kinds = {name: LIMITS.get(name, {}) for name in BEHAVIOURS}
+    with running(["--log-level", "error", *arguments], kinds) as run:
         told = {name: Told() for name in run.keys}
         report = asyncio.run(_soak(run, told, clients, seconds))
         run.process.terminate()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from arriero.core import Token
+from arriero.core import Finished, Token
 from arriero.engine.process import launched, supervisor
 from arriero.engine.process.supervisor import ProcessEngine, pause
 from arriero.errors import ConfigError, EngineDied, ModelLoadError, Overloaded, UnsupportedModel
@@ -77,6 +77,28 @@ async def test_who_was_told_something_gets_an_error_and_others_their_answer(star
     assert engine.pid != first
     assert not is_alive(first)
     assert (engine.state, engine.stats().restarts) == ("ready", 1)
+
+
+async def test_who_does_not_read_along_gets_the_whole_answer_once(start):
+    engine = await start(pace=0.005)
+    prompt = tuple(range(1, 50))
+    whole = asyncio.create_task(answer(engine, ask(prompt, n=2, max_tokens=40, streamed=False)))
+    for deaths in (1, 2):
+        drawn = engine.stats().generated_tokens
+        await until(engine, lambda stats, drawn=drawn: stats.generated_tokens > drawn + 5)
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(engine, lambda stats, deaths=deaths: stats.restarts == deaths)
+    events = await whole
+    assert [tokens(events, index) for index in (0, 1)] == [list(prompt[:40])] * 2
+    assert sorted(event.index for event in events if isinstance(event, Finished)) == [0, 1]
+
+
+async def test_an_answer_that_is_another_the_second_time_is_none(start):
+    expected = [Token(0, 5), Token(1, 6)]
+    repeated = supervisor._Repeated(expected)
+    assert repeated.without([Token(1, 6), Token(1, 7)]) == [Token(1, 7)]
+    with pytest.raises(EngineDied, match="otherwise"):
+        repeated.without([Token(0, 4)])
 
 
 async def test_nothing_is_said_twice(start):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
+from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, Token
 from arriero.engine.encodings import Encoded
 from arriero.engine.process.launched import Launched
 from arriero.errors import ArrieroError, EngineDied, Overloaded
@@ -40,7 +41,7 @@ def pause(num_deaths: int) -> float:
 class ProcessEngine:
     """Answers requests with an engine in a child process; implements `arriero.core.Engine`.
 
-    When the child dies, or freezes and is killed, requests that had not been told anything are run again on the next
+    When the child dies, or freezes and is killed, requests of which nobody has read anything are run again on the next
     one, others end with `EngineDied`. It belongs to the event loop that starts it and can be started once.
     """
 
@@ -129,7 +130,7 @@ class ProcessEngine:
         """Everything that happened to the request since the last look, until all its choices are finished.
 
         Raises what the child's engine raises, and:
-            EngineDied: it died or was closed, after a part of the answer was told or too often before.
+            EngineDied: it died or was closed, after a part of the answer was read or too often before.
             Overloaded: it is being started again, and that takes long.
         """
         async with aclosing(self._ask(request, len(request.prompts) * request.num_choices)) as news:
@@ -158,20 +159,24 @@ class ProcessEngine:
     async def _ask(
         self, request: GenerationRequest | EncodingRequest, num_parts: int
     ) -> AsyncGenerator[list[Any], None]:
+        is_read_along = isinstance(request, GenerationRequest) and request.streamed
+        told: list[Any] = []
         for attempt in range(RERUNS + 1):
             child = self._child if self._state == "ready" else await self._next_child()
             assert child
-            told = False
+            repeated = _Repeated(told)
             try:
                 async with aclosing(child.ask(request, num_parts)) as news:
                     async for events in news:
-                        told = True
-                        yield events
+                        if fresh := repeated.without(events):
+                            told += fresh[:1] if is_read_along else fresh
+                            yield fresh
                 return
             except EngineDied:
-                if told or attempt == RERUNS or not child.ended.is_set() or self._state in ("closed", "failed"):
+                is_over = attempt == RERUNS or self._state in ("closed", "failed")
+                if (told and is_read_along) or is_over or not child.ended.is_set():
                     raise
-                logger.warning("Request %s is run again: the engine died before it said anything.", request.id)
+                logger.warning("Request %s is run again: the engine died before anybody read of it.", request.id)
 
     async def _next_child(self) -> Launched:
         """The next child that lives; raises `EngineDied` when there will be none, `Overloaded` when not soon."""
@@ -232,3 +237,32 @@ class ProcessEngine:
         self._state = state
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class _Repeated:
+    """What was told of a request that is run again, and so comes again: a request draws the same whenever it is run."""
+
+    def __init__(self, told: Sequence[Any]) -> None:
+        self._expected: dict[tuple[type, int], deque[Any]] = defaultdict(deque)
+        for event in told:
+            self._expected[_part(event)].append(event)
+
+    def without(self, events: list[Any]) -> list[Any]:
+        """The events that were not told yet; raises `EngineDied` if something else comes than what was told."""
+        fresh = []
+        for event in events if self._expected else ():
+            if not (expected := self._expected.get(_part(event))):
+                fresh.append(event)
+            elif _what(expected.popleft()) != _what(event):
+                raise EngineDied("The engine died while it was at work, and answers otherwise now.")
+        return fresh if self._expected else events
+
+
+def _part(event: Any) -> tuple[type, int]:
+    """Which of a request's sequences of events it belongs to."""
+    return type(event), getattr(event, "index", 0)
+
+
+def _what(event: Any) -> Any:
+    """What has to be the same again; probabilities may differ in their last digits."""
+    return event.id if isinstance(event, Token) else getattr(event, "reason", None)
