@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, Token
+from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, PromptScored, Token
 from arriero.engine.encodings import Encoded
 from arriero.engine.process.launched import Launched
 from arriero.errors import ArrieroError, EngineDied, Overloaded
@@ -260,7 +260,7 @@ class _Repeated:
 
 def _part(event: Any) -> tuple[type, int]:
     """Which of a request's sequences of events it belongs to."""
-    return type(event), getattr(event, "index", 0)
+    return type(event), event.prompt if isinstance(event, PromptScored) else getattr(event, "index", 0)
 
 
 def _what(event: Any) -> Any:
