@@ -82,7 +82,7 @@ def default_of(parameter: Parameter, profile: Profile) -> str:
     for endpoint in parameter.endpoints:
         chat = endpoint == "chat/completions"
         others = profile.chat_defaults if chat else profile.completion_defaults
-        value = others.get(parameter.name, parameter.field.default)
+        value = others.get(parameter.name, parameter.field.get_default(call_default_factory=True))
         if parameter.name == "max_tokens":
             value = profile.chat_tokens if chat else profile.completion_tokens
         if parameter.field.is_required():

@@ -23,9 +23,12 @@ class Want(enum.Enum):
     ALL = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """One slot's share of a step: `tokens` are appended to the `position` tokens that the slot already holds."""
+    """One slot's share of a step: `tokens` are appended to the `position` tokens that the slot already holds.
+
+    Nobody changes one. It is not frozen because there are so many, see `core.Token`.
+    """
 
     slot: int
     tokens: Sequence[int]

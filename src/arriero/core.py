@@ -149,9 +149,12 @@ class PromptScored:
     """One for each prompt token; None for the first, which nothing precedes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Token:
-    """A choice has one more token. The token that ends a choice (end of sequence) gets no such event."""
+    """A choice has one more token. The token that ends a choice (end of sequence) gets no such event.
+
+    Nobody changes one. It is not frozen because there are so many: that would take thrice the time to make one.
+    """
 
     index: int
     id: int

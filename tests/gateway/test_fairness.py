@@ -12,7 +12,7 @@ from arriero.engine.encoder import EncodingEngine
 
 
 async def test_one_request_waits_for_one_of_fifty(guard: Any) -> None:
-    server = await guard(slots=1, pace=2000)
+    server = await guard(slots=1, pace=500)
     for name in ("many", "one"):
         server.key(name)
     ended: list[str] = []

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from arriero.errors import EngineDied, Overloaded
+from arriero.wire.scope import set_lost
 from arriero.wire.sse import DONE, HEARTBEAT, EventStream, event, while_connected
 
 
@@ -196,7 +197,7 @@ async def test_work_for_a_client_that_stays_is_done() -> None:
         await asyncio.sleep(0.01)
         return "done"
 
-    assert await while_connected(Client().receive, work()) == "done"
+    assert await while_connected({}, Client().receive, work()) == "done"
 
 
 async def test_an_error_of_the_work_is_raised() -> None:
@@ -204,7 +205,7 @@ async def test_an_error_of_the_work_is_raised() -> None:
         raise EngineDied("It broke.")
 
     with pytest.raises(EngineDied, match="It broke"):
-        await while_connected(Client().receive, work())
+        await while_connected({}, Client().receive, work())
 
 
 async def test_work_for_a_client_that_leaves_is_cancelled_and_over() -> None:
@@ -219,11 +220,44 @@ async def test_work_for_a_client_that_leaves_is_cancelled_and_over() -> None:
             raise
         return "never"
 
-    working = asyncio.create_task(while_connected(client.receive, work()))
+    working = asyncio.create_task(while_connected({}, client.receive, work()))
     await asyncio.sleep(0.02)
     client.left.set()
     assert await working is None
     assert cancelled
+
+
+async def test_a_server_that_tells_of_lost_connections_is_not_asked() -> None:
+    scope: dict[str, Any] = {}
+    lost = asyncio.get_running_loop().create_future()
+    set_lost(scope, lost)
+
+    async def receive() -> MutableMapping[str, Any]:
+        raise AssertionError("nobody has to ask")
+
+    async def work() -> str:
+        asyncio.get_running_loop().call_later(0.01, lost.set_result, None)
+        await asyncio.Event().wait()
+        return "never"
+
+    assert await while_connected(scope, receive, work()) is None
+    task = asyncio.current_task()
+    assert task
+    assert not task.cancelling()
+    assert await while_connected(scope, receive, asyncio.sleep(0.01, "who comes too late")) is None
+
+
+async def test_who_leaves_when_the_work_is_done_cancels_nothing() -> None:
+    scope: dict[str, Any] = {}
+    lost = asyncio.get_running_loop().create_future()
+    set_lost(scope, lost)
+
+    async def work() -> str:
+        lost.set_result(None)
+        return "done"
+
+    assert await while_connected(scope, Client().receive, work()) == "done"
+    await asyncio.sleep(0)
 
 
 async def test_work_whose_task_is_cancelled_is_cancelled_and_over() -> None:
@@ -236,7 +270,7 @@ async def test_work_whose_task_is_cancelled_is_cancelled_and_over() -> None:
         finally:
             ended = True
 
-    working = asyncio.create_task(while_connected(Client().receive, work()))
+    working = asyncio.create_task(while_connected({}, Client().receive, work()))
     await asyncio.sleep(0.02)
     working.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -9,6 +9,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
 
 from arriero.api.objects import Ignored, marks
 from arriero.errors import InvalidRequest
@@ -38,6 +39,8 @@ _JSON_TYPES = {
     float: "a number",
     type(None): "null",
 }
+_PLAIN = frozenset({str, bool, int, float, type(None)})
+"""Types of values with nothing inside; that a value is none of pydantic's models takes long to tell otherwise."""
 _LONGEST_QUOTE = 64
 
 
@@ -89,15 +92,26 @@ def is_json(content_type: str) -> bool:
 
 
 async def read_body(request: Request, declared: bytes, limit: int) -> bytes:
-    """All of it, `declared` bytes by its header; raises `BodyTooLarge`, and reads no further then."""
+    """All of it, `declared` bytes by its header.
+
+    Raises:
+        BodyTooLarge: it is longer than `limit` bytes; it is not read further.
+        ClientDisconnect: the client left amid it.
+    """
     if declared.isdigit() and int(declared[:20]) > limit:
         raise BodyTooLarge(limit)
     pieces, size = [], 0
-    async for piece in request.stream():
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
         size += len(piece)
         if size > limit:
             raise BodyTooLarge(limit)
         pieces.append(piece)
+        more = message.get("more_body", False)
     return b"".join(pieces)
 
 
@@ -105,7 +119,7 @@ def _examine(value: Any, path: str = "") -> Iterator[str]:
     """Yields the dotted paths of what has no effect; raises for what is refused."""
     if isinstance(value, list):
         for index, each in enumerate(value):
-            if isinstance(each, BaseModel):
+            if type(each) not in _PLAIN:
                 yield from _examine(each, f"{path}{index}.")
     if not isinstance(value, BaseModel):
         return
@@ -121,7 +135,7 @@ def _examine(value: Any, path: str = "") -> Iterator[str]:
             param=path + name,
             code="unsupported_parameter",
         )
-    fields = [name for name in given if isinstance(getattr(value, name), BaseModel | list)]
+    fields = [name for name in given if type(getattr(value, name)) not in _PLAIN]
     for name in fields if len(fields) < 2 else filter(fields.__contains__, type(value).model_fields):
         yield from _examine(getattr(value, name), f"{path}{name}.")
     yield from (path + name for name in value.model_extra or ())

@@ -115,7 +115,7 @@ class TextEncoder:
 
 async def answered(request: Request, ignored: list[str], work: Coroutine[Any, Any, object]) -> Response:
     """The JSON that `work` returns, which may hold arrays of float32; a client that leaves ends the work."""
-    body = await while_connected(request.receive, work)
+    body = await while_connected(request.scope, request.receive, work)
     if body is None:
         return Response(status_code=499)  # nobody reads it
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}

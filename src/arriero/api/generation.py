@@ -138,7 +138,9 @@ async def respond(
         )
         return _Streamed(stream)
     with _named(parameters.names):
-        choices = await while_connected(request.receive, _fold(deltas, shape, usage, len(generation.prompts)))
+        choices = await while_connected(
+            request.scope, request.receive, _fold(deltas, shape, usage, len(generation.prompts))
+        )
     if choices is None:
         return Response(status_code=499)  # nobody reads it
     chosen = list(_best(choices, generation.num_choices, parameters.n))

@@ -32,7 +32,9 @@ class Message(JSONObject):
     refusal: str | None = Field(
         None, description="The assistant's refusal: given to the chat template, and as the content where there is none."
     )
-    tool_calls: Annotated[list[Any], refused([])] = Field([], description="Tools that the assistant called.")
+    tool_calls: Annotated[list[Any], refused([])] = Field(
+        default_factory=list, description="Tools that the assistant called."
+    )
     function_call: Annotated[Any, refused()] = Field(None, description="Deprecated form of `tool_calls`.")
     audio: Annotated[Any, refused()] = Field(None, description="An earlier answer in audio.")
 

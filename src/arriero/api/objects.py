@@ -47,7 +47,11 @@ def marks(model: type[BaseModel]) -> dict[str, Refused | Ignored]:
     }
 
 
-def _describe_marks(schema: dict[str, Any], model: type[BaseModel]) -> None:
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Tell of marks and of defaults that are made by factories, both of which pydantic leaves out."""
+    for name, field in model.model_fields.items():
+        if field.default_factory is not None:
+            schema["properties"][name]["default"] = field.get_default(call_default_factory=True)
     for name, mark in marks(model).items():
         schema["properties"][name]["description"] += " " + effect(mark)
 
@@ -68,7 +72,7 @@ class JSONObject(BaseModel):
         extra="allow",
         allow_inf_nan=False,
         protected_namespaces=(),
-        json_schema_extra=_describe_marks,
+        json_schema_extra=_describe,
     )
 
     @model_validator(mode="before")

@@ -4,6 +4,8 @@ Names, types and ranges are those of the OpenAI reference (the request types of 
 called extensions come from vLLM, LangPort and transformers. Null means the same as leaving a parameter out. What
 is not implemented is marked `Refused`, what changes no answer `Ignored`; a key that is not declared here is
 unknown, tolerated and reported (see `arriero.api.body`). `arriero.api.limits` has the operator's limits.
+
+Defaults that are lists or objects are made by factories: of others pydantic makes a deep copy for every request.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ class GenerationParameters(JSONObject):
         description="No sequence of this many tokens occurs twice in prompt and answer; 0: they may. An extension.",
     )
     logit_bias: dict[str, float] = Field(
-        {}, description="Token id to a number from -100 to 100 that is added to its logit."
+        default_factory=dict, description="Token id to a number from -100 to 100 that is added to its logit."
     )
 
     num_beams: int = Field(
@@ -113,9 +115,9 @@ class GenerationParameters(JSONObject):
     )
 
     stop: StopString | Annotated[list[StopString], Field(max_length=4, fail_fast=True)] = Field(
-        [], description="Up to 4 strings that end the answer; they are no part of it."
+        default_factory=list, description="Up to 4 strings that end the answer; they are no part of it."
     )
-    stop_token_ids: TokenIds = Field([], description="Tokens that end the answer too. An extension.")
+    stop_token_ids: TokenIds = Field(default_factory=list, description="Tokens that end the answer too. An extension.")
     ignore_eos: bool = Field(False, description="Go on after an end-of-sequence token. An extension.")
     include_stop_str_in_output: bool = Field(
         False, description="Let the answer end with the stop string that ended it. An extension."
@@ -205,7 +207,9 @@ class ChatParameters(GenerationParameters):
         "continued. An extension.",
     )
     continue_final_message: bool = Field(False, description="The answer goes on with the last message. An extension.")
-    chat_template_kwargs: dict[str, Any] = Field({}, description="Variables for the chat template. An extension.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables for the chat template. An extension."
+    )
     logprobs: bool = Field(False, description="Return the log-probability of each token.")
     top_logprobs: int = Field(0, ge=0, description="And of so many alternatives to it; only with `logprobs: true`.")
 
@@ -213,24 +217,28 @@ class ChatParameters(GenerationParameters):
     function_call: Annotated[str | dict[str, Any], refused("none", "auto")] = Field(
         "none", description="Deprecated form of `tool_choice`."
     )
-    functions: Annotated[list[Any], refused([])] = Field([], description="Deprecated form of `tools`.")
-    metadata: Annotated[dict[str, str], ignored({})] = Field(
-        {}, description="Up to 16 labels of stored answers, of which there are none."
+    functions: Annotated[list[Any], refused([])] = Field(
+        default_factory=list, description="Deprecated form of `tools`."
     )
-    modalities: Annotated[list[str], refused(["text"])] = Field(["text"], description="Kinds of output.")
+    metadata: Annotated[dict[str, str], ignored({})] = Field(
+        default_factory=dict, description="Up to 16 labels of stored answers, of which there are none."
+    )
+    modalities: Annotated[list[str], refused(["text"])] = Field(
+        default_factory=lambda: ["text"], description="Kinds of output."
+    )
     moderation: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Moderate input and output.")
     parallel_tool_calls: Annotated[bool, ignored(True)] = Field(True, description="How to call tools.")
     prediction: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Text expected in the answer.")
     prompt_cache_key: Annotated[str | None, ignored("")] = Field(None, description="Groups requests for caching.")
     prompt_cache_options: Annotated[dict[str, Any], ignored({}, {"mode": "implicit"})] = Field(
-        {}, description="How prompts are cached."
+        default_factory=dict, description="How prompts are cached."
     )
     prompt_cache_retention: Annotated[Literal["in_memory", "in-memory", "24h"], ignored("in_memory", "in-memory")] = (
         Field("in_memory", description="How long prompts are cached.")
     )
     reasoning_effort: Annotated[str, refused("none")] = Field("none", description="How much to think before answering.")
     response_format: Annotated[dict[str, Any], refused({"type": "text"})] = Field(
-        {"type": "text"}, description="Force JSON, or JSON of a schema."
+        default_factory=lambda: {"type": "text"}, description="Force JSON, or JSON of a schema."
     )
     safety_identifier: Annotated[str | None, ignored("")] = Field(None, description="Identifies the end user.")
     service_tier: Annotated[
@@ -240,7 +248,7 @@ class ChatParameters(GenerationParameters):
     tool_choice: Annotated[str | dict[str, Any], refused("none", "auto")] = Field(
         "none", description="Which tool is to be called."
     )
-    tools: Annotated[list[Any], refused([])] = Field([], description="Tools that the model may call.")
+    tools: Annotated[list[Any], refused([])] = Field(default_factory=list, description="Tools that the model may call.")
     verbosity: Annotated[str, refused("medium")] = Field("medium", description="How long answers should be.")
     web_search_options: Annotated[dict[str, Any] | None, refused()] = Field(None, description="Search the web.")
 

@@ -102,6 +102,8 @@ def scripted_model(settings: Settings) -> ServedModel:
             constraints=stop_constraints(tokenizer),
             token_budget=settings.token_budget or None,
             max_queue=settings.max_queue,
+            chunk=context,
+            chunk_beside_decode=context,  # reading takes no time, so nobody has to be spared it
             thread=bool(settings.pace),
         ),
         tokenizer=tokenizer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from arriero.core import Meter
 from arriero.errors import InvalidRequest, UpstreamError
 from arriero.wire.errors import error_answer
 from arriero.wire.scope import REQUEST_ID, meter_of, note_error, trace_of
-from arriero.wire.sse import Receive, Send, event
+from arriero.wire.sse import Receive, Send, event, while_connected
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +63,7 @@ async def relay(passage: Passage, scope: MutableMapping[str, Any], receive: Rece
 
     Raises `UpstreamError`, `UpstreamTimeout` and `Overloaded` while nothing has been sent.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        task.cancel()
-
-    watching = asyncio.ensure_future(watch())
-    try:
-        await _Relay(passage, scope).run(send)
-    except asyncio.CancelledError:
-        if not left or task.uncancel():
-            raise
-    finally:
-        watching.cancel()
+    await while_connected(scope, receive, _Relay(passage, scope).run(send))
 
 
 class _Relay:

@@ -16,6 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from arriero.wire.errors import INVALID_REQUEST, error_body
+from arriero.wire.scope import set_lost
 
 HEAD_LIMIT = 64 * 2**10
 """Bytes that the head of a request may have."""
@@ -41,12 +42,17 @@ class Connection(HttpToolsProtocol):
         self._body_began: float | None = None
         self._trailer_size = 0
         self._stuck_since: float | None = None
+        self._lost: asyncio.Future[None] = self.loop.create_future()
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
         self._head_began = time.monotonic()
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
+        super().connection_lost(error)
+        self._lose()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         if self._body_began is None:
@@ -66,6 +72,10 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     # What the parser calls.
+
+    def on_message_begin(self) -> None:  # noqa: D102
+        super().on_message_begin()
+        set_lost(self.scope, self._lost)  # type: ignore[arg-type]  # for mypy no dictionary but a form
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
         if self._body_began is None:
@@ -115,7 +125,12 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        self._lose()
         self.transport.close()
+
+    def _lose(self) -> None:
+        if not self._lost.done():
+            self._lost.set_result(None)
 
 
 def sweep(connections: Iterable[Any], timeouts: Timeouts) -> None:

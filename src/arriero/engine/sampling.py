@@ -32,6 +32,8 @@ BLOCK = 64
 COLDEST = 1e-20
 """The least temperature that float32 can divide by without overflow; the best token's share is 1 long before."""
 
+_NOT_FINITE = "The model computed logits that are not finite."
+
 MASK64 = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -80,7 +82,18 @@ def sample(logits: NDArray[np.float32], draws: Sequence[Draw]) -> list[int]:
     Raises:
         EngineDied: a row that is drawn from holds NaN or +inf, or nothing but -inf; no token would mean anything.
     """
+    if 1 < len(draws) == len(logits) and all(draw.sampling.temperature == 0 and not draw.processors for draw in draws):
+        return _peaks(logits, [draw.row for draw in draws])
     return [_choose(logits[draw.row], draw) for draw in draws]
+
+
+def _peaks(logits: NDArray[np.float32], rows: list[int]) -> list[int]:
+    """As `finite_peak` of each row, in one call for all."""
+    best = logits.argmax(axis=1)[rows]
+    if not np.isfinite(logits[rows, best]).all():
+        raise EngineDied(_NOT_FINITE)
+    tokens: list[int] = best.tolist()
+    return tokens
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -130,7 +143,7 @@ def finite_peak(logits: NDArray[np.float32]) -> int:
     """Where a row has its largest value, the smallest id among equals; raises `EngineDied` when it is not finite."""
     best = int(logits.argmax())  # NaN counts as the largest, so looking at the peak finds it
     if not math.isfinite(logits[best]):
-        raise EngineDied("The model computed logits that are not finite.")
+        raise EngineDied(_NOT_FINITE)
     return best
 
 

@@ -252,7 +252,8 @@ class Scheduler:
         request, waiting = group.request, self._waiting
         caller = request.caller
         waiting.push(group, cost=cost_of(request), caller=caller, weight=request.weight, priority=request.priority)
-        if self._num_queued() > self._max_queue and waiting.num_of(caller) * waiting.num_callers > self._max_queue:
+        full = len(waiting) > self._max_queue and self._num_queued() > self._max_queue  # the second takes long to tell
+        if full and waiting.num_of(caller) * waiting.num_callers > self._max_queue:
             waiting.remove(group)
             raise Overloaded("The queue is full.", retry_after=self._pace.retry_after(len(self._waiting)))
 

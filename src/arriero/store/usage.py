@@ -6,7 +6,10 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
+
+_DAY = 86_400
 
 
 class Place(NamedTuple):
@@ -85,4 +88,10 @@ def query(
 
 def day_of(seconds: float) -> str:
     """The day of a time in seconds since the epoch."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    return _day(int(seconds // _DAY))
+
+
+@lru_cache(maxsize=2)
+def _day(number: int) -> str:
+    """Asked for every request, and hardly ever another one than the time before."""
+    return datetime.fromtimestamp(number * _DAY, UTC).strftime("%Y-%m-%d")

@@ -203,11 +203,11 @@ def _texts(value: Any) -> Iterator[str]:
     """Every string in a JSON value, keys too."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, (dict, Mapping)):  # asking for the abstract class takes longer than all else here
         for key, item in value.items():
             yield from _texts(key)
             yield from _texts(item)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _texts(item)
 
@@ -216,9 +216,9 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A copy of a JSON value with every string changed; of plain types only, which have no methods to abuse."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {_with_texts(key, change): _with_texts(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_with_texts(item, change) for item in value]
     if value is None or type(value) in (bool, int, float):
         return value

@@ -15,9 +15,12 @@ ScoredToken = tuple[int, Logprob]
 """A token's id, and how probable it was."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delta:
-    """More of a choice: text, and where log-probabilities were asked for the tokens it is made of."""
+    """More of a choice: text, and where log-probabilities were asked for the tokens it is made of.
+
+    Nobody changes one. It is not frozen because there are so many, see `core.Token`.
+    """
 
     index: int
     text: str

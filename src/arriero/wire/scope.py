@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -12,6 +13,7 @@ from arriero.errors import EngineDied
 _METER = "arriero.meter"
 _CALLER = "arriero.caller"
 _TRACE = "arriero.trace"
+_LOST = "arriero.lost"
 _EVERYBODY = Caller()
 
 REQUEST_ID: ContextVar[str] = ContextVar("request id", default="")
@@ -46,6 +48,17 @@ def trace_of(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
 def set_trace(scope: MutableMapping[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
     """Write them down."""
     scope[_TRACE] = headers
+
+
+def lost_of(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:
+    """What is done when the request's connection is lost; None where the server does not tell."""
+    lost: asyncio.Future[None] | None = scope.get(_LOST)
+    return lost
+
+
+def set_lost(scope: MutableMapping[str, Any], lost: asyncio.Future[None]) -> None:
+    """Promise to tell when the connection is lost."""
+    scope[_LOST] = lost
 
 
 def note_error(scope: MutableMapping[str, Any], error: Exception) -> None:

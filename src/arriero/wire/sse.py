@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from arriero.errors import ArrieroError
 from arriero.wire.errors import error_answer
-from arriero.wire.scope import note_error
+from arriero.wire.scope import lost_of, note_error
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,24 +37,38 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+async def while_connected(scope: MutableMapping[str, Any], receive: Receive, work: Awaitable[T]) -> T | None:
     """What `work` returns, or None when the client left first; `work` is then cancelled and has ended.
 
-    `receive` is ASGI's, after the request's body was read.
+    `receive` is ASGI's, after the request's body was read. It is asked only where the server does not tell by itself
+    when a connection is lost (`wire.scope.set_lost`), which takes no task.
     """
-    # A task of its own, for whatever wakes a task goes through all the functions that wait in it.
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-    leaving.add_done_callback(lambda _: working.cancel())
+    task = asyncio.current_task()
+    assert task
+    lost = lost_of(scope) or asyncio.ensure_future(_disconnected(receive))
+    working, left = True, False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal left
+        if working:
+            left = True
+            task.cancel()
+
+    lost.add_done_callback(leave)
     try:
-        return await working
+        return await work
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if not leaving.done() or (task and task.cancelling()):  # somebody else wants this to end
+        if not left or task.cancelling() > 1:  # somebody else wants this to end
             raise
         return None
     finally:
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        working = False
+        lost.remove_done_callback(leave)
+        if left:
+            task.uncancel()
+        if lost is not lost_of(scope):
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
 
 
 class EventStream:
@@ -88,7 +102,8 @@ class EventStream:
         """Answer; raises what `frames` raises before its first piece."""
         self._timer = asyncio.get_running_loop().call_later(self._patience, self._beat, send)
         try:
-            await while_connected(receive, self._send_all(scope, send))
+            # In a task of its own, for whatever wakes a task goes through all the functions that wait in it.
+            await while_connected(scope, receive, asyncio.ensure_future(self._send_all(scope, send)))
         finally:
             self._timer.cancel()
             if self._beating:
