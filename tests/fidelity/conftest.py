@@ -12,7 +12,7 @@ import pytest
 from arriero.compute import Runner
 from arriero.models.architecture import Checkpoint
 from arriero.models.checkpoint import open_checkpoint
-from arriero.runners.onnx import load_runner
+from arriero.runners import native, onnx
 from fidelity.form import PROOF
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,19 +39,21 @@ def real_checkpoint(smollm2_path: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def open_runner(conversions: Path) -> Iterator[Callable[..., Runner]]:
-    """Make a runner of a checkpoint; closed when the module's tests are over."""
+    """Make a runner of a checkpoint; closed when the module's tests are over.
+
+    `weights` alone are the ONNX engine's, "native int8" the native one's, where it computes the model.
+    """
     runners: list[Runner] = []
 
     def make(checkpoint: Checkpoint, weights: str, slots: int, context: int, guesses: int = 0) -> Runner:
-        runner = load_runner(
-            checkpoint,
-            weights=weights,
-            slots=slots,
-            context=context,
-            threads=THREADS,
-            cache=conversions,
-            guesses=guesses,
-        )
+        options = {"slots": slots, "context": context, "threads": THREADS, "cache": conversions, "guesses": guesses}
+        engine, _, weights = weights.rpartition(" ")
+        if not engine:
+            runner: Runner = onnx.load_runner(checkpoint, weights=weights, **options)
+        else:
+            if reason := native.reason_against(checkpoint.config):
+                pytest.skip(reason)
+            runner = native.load_runner(checkpoint, weights=weights, **options)
         runners.append(runner)
         return runner
 

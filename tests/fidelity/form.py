@@ -3,3 +3,7 @@
 import os
 
 PROOF = bool(os.environ.get("PROOF"))
+
+NATIVE = ("native int8", "native int4")
+EXACT = ("int8", *NATIVE)
+"""Kinds of runners, by their weights, that promise the same bits in any company; the others promise the same tokens."""

@@ -1,4 +1,7 @@
-"""Same answer with and without guesses of what comes next: in int8 every log-probability, bit for bit."""
+"""Same answer with and without guesses of what comes next.
+
+int8, and the native engine: every log-probability, bit for bit. fp32: every token.
+"""
 
 from dataclasses import replace
 
@@ -9,7 +12,7 @@ from arriero.compute import Row, Want
 from arriero.core import GenerationRequest, Sampling, Token
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
-from fidelity.form import PROOF
+from fidelity.form import EXACT, NATIVE, PROOF
 from fidelity.test_invariance import FAMILIES
 from references import real_model
 from references.tiny_models import CASES, random_checkpoint
@@ -37,7 +40,7 @@ def check(runner, prompts, num_tokens, weights, report):
     guessed, num_steps = answers(runner, prompts, num_tokens, GUESSES)
     report(f"{num_steps} steps instead of {num_single}")
     assert num_steps < num_single
-    if weights == "int8":
+    if weights in EXACT:
         assert guessed == read
     else:
         assert [token.id for token in guessed] == [token.id for token in read]
@@ -47,7 +50,7 @@ def open_guessing(open_runner, checkpoint, weights, context):
     return open_runner(checkpoint, weights, slots=2, context=context, guesses=GUESSES)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("weights", ["int8", "fp32", *NATIVE])
 @pytest.mark.parametrize("case", ["grouped", "like_smollm", *(FAMILIES if PROOF else ("like_gemma3",))])
 def test_rows_of_tiny_models(case, weights, open_runner):
     """Logits, and what is left in the slot, are those of one token after another, wherever the row begins."""
@@ -64,7 +67,7 @@ def test_rows_of_tiny_models(case, weights, open_runner):
         together = runner.step([row]).copy()
         runner.truncate(1, length + 2)
         after = runner.step([Row(1, [tokens[length + 2]], length + 2)])[0]
-        if weights == "int8":
+        if weights in EXACT:
             assert np.array_equal(together, single[:count])
             assert np.array_equal(after, single[2])
         assert np.array_equal(together.argmax(1), [each.argmax() for each in single[:count]])
@@ -73,7 +76,7 @@ def test_rows_of_tiny_models(case, weights, open_runner):
             runner.free(slot)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp32"] if PROOF else ["int8"])
+@pytest.mark.parametrize("weights", ["int8", "fp32", *NATIVE] if PROOF else ["native int8"])
 def test_the_real_model(weights, real_checkpoint, open_runner, report):
     runner = open_guessing(open_runner, real_checkpoint, weights, 1024)
     prompts = [prompt for prompt in real_model.prompts() if 100 < len(prompt) < 300][: 20 if PROOF else 2]

@@ -1,6 +1,7 @@
 """Same answer alone or in a crowd: what a sequence says does not depend on what else runs or how it was cut.
 
-int8: every logit, bit for bit. fp32: every token. int4 promises nothing on ONNX Runtime, and its runner says so.
+int8, and the native engine: every logit, bit for bit. fp32: every token. int4 on ONNX Runtime promises nothing, and
+its runner says so.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from arriero.compute import Row, Want
 from arriero.models.architecture import POST_NORMS, SANDWICH_NORMS
 from fidelity.crowd import Crowd, Work, alone
-from fidelity.form import PROOF
+from fidelity.form import EXACT, NATIVE, PROOF
 from references import real_model
 from references.tiny_models import CASES, random_checkpoint
 
@@ -20,7 +21,7 @@ TINY_CONTEXT = 512
 NUM_TINY = 200 if PROOF else 40
 NUM_REAL = 200 if PROOF else 10
 REAL_BATCHES = BATCHES if PROOF else (16,)
-REAL_FORMATS = ("int8", "fp32") if PROOF else ("int8",)
+REAL_FORMATS = ("int8", "fp32", *NATIVE) if PROOF else ("int8", "native int8")
 REAL_TOKENS = 24 if PROOF else 8
 
 
@@ -71,7 +72,7 @@ def real_works(count):
     return [Work(prompt, REAL_TOKENS) for prompt in chosen]
 
 
-@pytest.fixture(scope="module", params=["int8", "fp32"])
+@pytest.fixture(scope="module", params=["int8", "fp32", *NATIVE])
 def weights(request):
     return request.param
 
@@ -98,7 +99,7 @@ def real(request, real_checkpoint, open_runner):
 
 def check(counts, weights):
     assert counts.other_tokens == 0
-    if weights == "int8":
+    if weights in EXACT:
         assert counts.other_logits == 0
 
 
@@ -121,7 +122,7 @@ def test_every_cut_of_a_prompt(tiny, weights):
         runner.truncate(0, 0)
         runner.step([Row(0, prompt[:cut], 0, Want.NOTHING)])
         logits = runner.step([Row(0, prompt[cut:], cut)])[0]
-        if weights == "int8":
+        if weights in EXACT:
             assert np.array_equal(logits, whole), f"cut after {cut}"
         assert logits.argmax() == whole.argmax(), f"cut after {cut}"
     runner.free(0)

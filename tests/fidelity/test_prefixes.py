@@ -1,6 +1,6 @@
 """Same answer with and without a beginning at hand: prompts that share work say what they say when read whole.
 
-int8: every log-probability, bit for bit. fp32: every token.
+int8, and the native engine: every log-probability, bit for bit. fp32: every token.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ import pytest
 from arriero.core import Finished, GenerationRequest, Sampling, Token
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
-from fidelity.form import PROOF
+from fidelity.form import EXACT, NATIVE, PROOF
 from references import real_model
 from references.tiny_models import CASES, random_checkpoint
 
@@ -77,7 +77,7 @@ def check(runner, prompts, weights, report):
 
 
 def same(shared, read, weights):
-    if weights == "int8":
+    if weights in EXACT:
         assert shared == read
     else:
         tokens = [{number: [token for token, _ in said] for number, said in each.items()} for each in (shared, read)]
@@ -95,14 +95,14 @@ def check_turns(runner, prompts, weights, report):
     same(shared, read, weights)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("weights", ["int8", "fp32", *NATIVE])
 @pytest.mark.parametrize("case", ["grouped", "like_smollm"])
 def test_tiny_models(case, weights, open_runner, report):
     runner = open_runner(random_checkpoint(replace(CASES[case], context=512)), weights, slots=12, context=512)
     check(runner, conversations(np.random.PCG64(5), runner.info.vocab_size, 120), weights, report)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp32"])
+@pytest.mark.parametrize("weights", ["int8", "fp32", *NATIVE])
 @pytest.mark.parametrize("case", ["grouped", "like_smollm"])
 def test_second_turns_of_tiny_models(case, weights, open_runner, report):
     runner = open_runner(random_checkpoint(replace(CASES[case], context=512)), weights, slots=12, context=512)
@@ -110,14 +110,14 @@ def test_second_turns_of_tiny_models(case, weights, open_runner, report):
     check_turns(runner, [prompt for prompt in prompts if len(prompt) > 3], weights, report)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp32"] if PROOF else ["int8"])
+@pytest.mark.parametrize("weights", ["int8", "fp32", *NATIVE] if PROOF else ["native int8"])
 def test_second_turns_of_the_real_model(weights, real_checkpoint, open_runner, report):
     runner = open_runner(real_checkpoint, weights, slots=12, context=3200)
     prompts = [prompt for prompt in real_model.prompts() if 40 < len(prompt) < 300][: NUM_REAL // 3]
     check_turns(runner, prompts, weights, report)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp32"] if PROOF else ["int8"])
+@pytest.mark.parametrize("weights", ["int8", "fp32", *NATIVE] if PROOF else ["native int8"])
 def test_the_real_model(weights, real_checkpoint, open_runner, report):
     """Each prompt, then the same with more behind it, then another end to its first half."""
     runner = open_runner(real_checkpoint, weights, slots=12, context=3200)
