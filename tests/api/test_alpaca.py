@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from arriero.api import alpaca_schemas as schemas
+
 Serve = Callable[..., Awaitable[Any]]
 
 INSTRUCTION = (
@@ -198,3 +200,42 @@ async def test_white_space_inside_the_answer_stays(serve: Serve, stream: bool) -
     answer = await served.client.post("/v1/completions", json={"prompt": "Say hi", "stream": stream})
     bodies = chunks(answer) if stream else [answer.json()]
     assert "".join(body["choices"][0]["text"] for body in bodies) == "a \n b  c"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body", "whole", "chunk"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": "Say hi", "logprobs": True, "top_logprobs": 1},
+            schemas.AlpacaChatCompletion,
+            schemas.AlpacaChatCompletionChunk,
+        ),
+        (
+            "/v1/completions",
+            {"prompt": "Say hi", "logprobs": 1},
+            schemas.AlpacaCompletion,
+            schemas.AlpacaCompletion,
+        ),
+    ],
+)
+async def test_answers_are_as_the_description_says(
+    path: str, body: dict[str, Any], whole: Any, chunk: Any, stream: bool, alpaca: Any
+) -> None:
+    plain = {name: value for name, value in body.items() if "logprobs" not in name}
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    for asked in (plain, body, plain | usage if stream else plain | {"prompt_logprobs": 1}):
+        answer = await alpaca.client.post(path, json=asked | ({"stream": True} if stream else {}))
+        for each in chunks(answer) if stream else [answer.json()]:
+            read = (chunk if stream else whole).model_validate(each)
+            assert read.model_dump(mode="json", exclude_unset=True) == each
+    schema = (await alpaca.client.get("/openapi.json")).json()
+    content = schema["paths"][path]["post"]["responses"]["200"]["content"]
+    if stream:
+        data = content["text/event-stream"]["itemSchema"]["properties"]["data"]
+        shown = data["contentSchema"]["anyOf"][0]["$ref"]
+    else:
+        shown = content["application/json"]["schema"]["$ref"]
+    assert shown.endswith(f"/{(chunk if stream else whole).__name__}")
+    assert shown.rsplit("/", 1)[1] in schema["components"]["schemas"]

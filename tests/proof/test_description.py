@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SECONDS = os.environ.get("PROOF_SECONDS", "60")
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance,response_headers_conformance"
 
 
-def test_nothing_that_is_asked_makes_the_server_fail(tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["openai", "alpaca"])
+def test_nothing_that_is_asked_makes_the_server_fail(profile: str, tmp_path: Path) -> None:
     serve = [sys.executable, "-m", "arriero", "serve", "--engine", "scripted", "--port", "0", "--log-level", "error"]
-    serve += ["--store", str(tmp_path / "arriero.db")]
+    serve += ["--store", str(tmp_path / "arriero.db"), "--profile", profile]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout

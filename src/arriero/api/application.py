@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from arriero import __version__
 from arriero.api.admin import admin_routes
-from arriero.api.chat import chat_routes
+from arriero.api.chat import chat_chunk, chat_routes
 from arriero.api.completions import completion_routes
 from arriero.api.documentation import document, documentation_routes
 from arriero.api.embeddings import embedding_routes
@@ -24,7 +24,6 @@ from arriero.api.models import model_routes
 from arriero.api.parameters import ChatParameters, CompletionParameters
 from arriero.api.remote import Remote
 from arriero.api.rerank import rerank_routes
-from arriero.api.schemas import ChatCompletionChunk
 from arriero.api.tokens import DetokenizeParameters, TokenizeParameters, token_routes
 from arriero.errors import ArrieroError
 from arriero.pool import Pool
@@ -63,7 +62,7 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     document(
         app,
         taken=[ChatParameters, CompletionParameters, *ENDPOINTS.values(), TokenizeParameters, DetokenizeParameters],
-        given=[ChatCompletionChunk],
+        given=[chat_chunk(delivery.profile)],
     )
     app.add_exception_handler(ArrieroError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
+from arriero.api.alpaca_schemas import AlpacaChatCompletion, AlpacaChatCompletionChunk
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
 from arriero.api.generation import Delivery, apart_if_long, default_model, find_model, require, respond
@@ -34,8 +36,8 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
 
     documentation = describe_generation(
         ChatParameters,
-        ChatCompletion,
-        ChatCompletionChunk,
+        AlpacaChatCompletion if profile.alpaca else ChatCompletion,
+        chat_chunk(profile),
         model=name,
         messages=[{"role": "user", "content": "Tell me a joke."}],
     )
@@ -64,6 +66,11 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         return await respond(request, model, generation, shape, parameters, ignored, delivery)
 
     return routes
+
+
+def chat_chunk(profile: Profile) -> type[BaseModel]:
+    """What the events of a streamed chat are."""
+    return AlpacaChatCompletionChunk if profile.alpaca else ChatCompletionChunk
 
 
 async def encode_chat(model: ServedModel, parameters: Conversation, messages: Sequence[dict[str, str]]) -> list[int]:

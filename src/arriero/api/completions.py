@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from arriero.api.alpaca_schemas import AlpacaCompletion
 from arriero.api.body import read_parameters
 from arriero.api.documentation import describe_generation
 from arriero.api.generation import Delivery, apart_if_long, default_model, find_model, require, respond
@@ -34,8 +35,9 @@ def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
     name = pool.default_name
     defaults = {**profile.completion_defaults, **default_model(pool, profile)}
 
+    answer = AlpacaCompletion if profile.alpaca else Completion
     documentation = describe_generation(
-        CompletionParameters, Completion, Completion, model=name, prompt="Once upon a time", max_tokens=32
+        CompletionParameters, answer, answer, model=name, prompt="Once upon a time", max_tokens=32
     )
 
     @routes.post("/v1/completions", **documentation)

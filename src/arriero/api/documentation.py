@@ -34,10 +34,9 @@ def describe_generation(
 ) -> dict[str, Any]:
     """What FastAPI is to document of a route whose answer may be a stream of chunks; otherwise as `describe`."""
     described = describe(parameters, answer, **example)
-    stream = {"schema": {"$ref": _SCHEMA.format(model=chunk.__name__)}}
     described["responses"][200] |= {
-        "description": "The answer, or the stream of its parts.",
-        "content": {"text/event-stream": stream},
+        "description": "The answer, or the stream of its parts, which ends with the data `[DONE]`.",
+        "content": {"text/event-stream": {"itemSchema": _event(chunk)}},
     }
     return described
 
@@ -55,6 +54,13 @@ def describe(parameters: type[BaseModel], answer: type[BaseModel], **example: An
         "responses": {200: success, **ERRORS},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
+
+
+def _event(chunk: type[BaseModel]) -> dict[str, Any]:
+    """What one event of a stream is, as OpenAPI 3.2 describes them."""
+    content = {"anyOf": [{"$ref": _SCHEMA.format(model=each.__name__)} for each in (chunk, Error)]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def document(app: FastAPI, taken: Sequence[type[BaseModel]], given: Sequence[type[BaseModel]]) -> None:
