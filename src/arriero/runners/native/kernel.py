@@ -25,7 +25,6 @@ Step = Callable[[int, int, int, int], None]
 """`step.run`: a thread's number, and the addresses of plan, program and reals."""
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)  # calls do not hold the interpreter's lock
-_SOURCES = ("groups.py", "instructions.py", "kernel.py", "machine_code.py", "plan.py", "step.py", "vectors.py")
 _ENTRY = "arriero_step"
 _DIGEST = hashlib.sha256
 
@@ -61,7 +60,7 @@ def compiled_step(directory: Path) -> Step:
 def _key() -> str:
     """Another one for whatever the machine code depends on."""
     digest = _DIGEST("\n".join(sorted(processor())).encode())
-    for source in (*(Path(__file__).with_name(name) for name in _SOURCES), *map(_version, ("numba", "llvmlite"))):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), *map(_version, ("numba", "llvmlite"))):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 
