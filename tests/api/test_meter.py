@@ -118,4 +118,4 @@ async def test_endpoints_are_routes_and_not_what_is_asked_for(metered: Any) -> N
     served, app = await metered()
     for path in ("/v1/models/no/such/model", "/health", "/no/such/path"):
         await served.client.get(path)
-    assert [meter.endpoint for meter in app.meters] == ["/v1/models/{model:path}", "/health", ""]
+    assert [meter.endpoint for meter in app.meters] == ["/v1/models/{model}", "/health", ""]

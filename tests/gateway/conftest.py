@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from starlette.routing import Route
 
+from arriero.api.application import Api
+from arriero.api.routes import MODEL
 from arriero.app.web import create_app
 from arriero.core import Engine
 from arriero.gateway.door import Door
@@ -66,15 +66,9 @@ class Guarded:
         return await self.ask(name, "POST", "/v1/chat/completions", json=body)
 
     def routes(self) -> Iterator[tuple[str, str]]:
-        """Every method and path that the framework knows, with a value where a name stands."""
-        app = unwrapped(self.app, FastAPI)
-        routes = list(app.routes)
-        while routes:
-            route = routes.pop()
-            if isinstance(route, Route):  # of the framework's own, or a page
-                yield from ((method, route.path.replace("{model:path}", self.model)) for method in route.methods or ())
-            else:
-                routes += route.original_router.routes  # type: ignore[attr-defined]
+        """Every method and path that the API answers, with a value where a name stands."""
+        for route in unwrapped(self.app, Api).table.routes:
+            yield route.method, route.path.replace(MODEL, self.model)
 
     def door(self) -> Door:
         """The part of the application that asks for keys."""

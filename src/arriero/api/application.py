@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Collection, Iterable, MutableMapping
+from collections.abc import Awaitable, MutableMapping
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
-from arriero import __version__
 from arriero.api.admin import admin_routes
-from arriero.api.chat import chat_chunk, chat_routes
+from arriero.api.chat import chat_routes
 from arriero.api.completions import completion_routes
-from arriero.api.documentation import document, documentation_routes
+from arriero.api.documentation import documentation_routes
 from arriero.api.embeddings import embedding_routes
-from arriero.api.encoding_parameters import ENDPOINTS
 from arriero.api.generation import Delivery
 from arriero.api.health import health_routes
 from arriero.api.models import model_routes
-from arriero.api.parameters import ChatParameters, CompletionParameters
 from arriero.api.remote import Remote
 from arriero.api.rerank import rerank_routes
-from arriero.api.tokens import DetokenizeParameters, TokenizeParameters, token_routes
+from arriero.api.routes import Table
+from arriero.api.tokens import token_routes
 from arriero.errors import ArrieroError
 from arriero.pool import Pool
 from arriero.wire.errors import INVALID_REQUEST, error_answer, error_body
@@ -38,15 +34,7 @@ _log = logging.getLogger(__name__)
 def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
     """Every endpoint for the models of `pool`; whatever goes wrong is answered with an OpenAI error object."""
     delivery = delivery or Delivery()
-    app = FastAPI(
-        title="Arriero",
-        version=__version__,
-        description="An OpenAI-compatible server of language models.",
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
-    routers = [
+    groups = [
         chat_routes(pool, delivery),
         completion_routes(pool, delivery),
         embedding_routes(pool, delivery),
@@ -56,49 +44,26 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
         admin_routes(pool),
         health_routes(pool),
     ]
-    for router in routers:
-        app.include_router(router)
-    app.include_router(documentation_routes(app.title))
-    document(
-        app,
-        taken=[ChatParameters, CompletionParameters, *ENDPOINTS.values(), TokenizeParameters, DetokenizeParameters],
-        given=[chat_chunk(delivery.profile)],
-    )
-    app.add_exception_handler(ArrieroError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(Exception, _answer_error)
-    direct = _Direct(app, routers)
-    return Remote(direct, pool, direct.paths, delivery.body_limit) if pool.upstreams else direct
+    routes = [route for group in groups for route in group.routes]
+    api = Api(Table([*routes, *documentation_routes(routes).routes]))
+    posted = {route.path for route in routes if route.method == "POST"}
+    return Remote(api, pool, posted, delivery.body_limit) if pool.upstreams else api
 
 
-class _Direct:
-    """Answers what is posted without the framework's way to an endpoint, which takes longer than a short answer itself.
+class Api:
+    """Answers requests by a table of routes."""
 
-    The framework still documents these routes, and answers everything else.
-    """
-
-    def __init__(self, app: FastAPI, routers: Iterable[APIRouter]) -> None:
-        self._app = app
-        self._endpoints = {
-            route.path: route.endpoint
-            for router in routers
-            for route in router.routes
-            if isinstance(route, APIRoute) and route.methods == {"POST"}
-        }
-
-    @property
-    def paths(self) -> Collection[str]:
-        """Where something can be posted."""
-        return self._endpoints.keys()
+    def __init__(self, table: Table) -> None:
+        self.table = table
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if endpoint is None:
-            await self._app(scope, receive, send)
-            if route := scope.get("route"):
-                meter_of(scope).endpoint = route.path
+        """Answer."""
+        found = self.table.find(scope["method"], scope["path"])
+        if found is None:
+            await self._refuse(scope)(scope, receive, send)
             return
-        meter_of(scope).endpoint = scope["path"]
+        route, scope["path_params"] = found
+        meter_of(scope).endpoint = route.path
         started = False
 
         def watched(message: Message) -> Awaitable[None]:
@@ -108,7 +73,7 @@ class _Direct:
 
         request = Request(scope, receive)
         try:
-            response = await endpoint(request)
+            response = await route.endpoint(request)
             await response(scope, receive, watched)
         except ClientDisconnect:  # amid the body
             await Response(status_code=499)(scope, receive, send)  # nobody reads it
@@ -117,21 +82,15 @@ class _Direct:
                 raise  # too late to say so; the server logs it and breaks the connection
             if not isinstance(error, ArrieroError):
                 _log.exception("a request failed")
-            answer = await _answer_error(request, error)
-            await answer(scope, receive, send)
+            note_error(scope, error)
+            answer = error_answer(error)
+            await Response(answer.body, answer.status, answer.headers, "application/json")(scope, receive, send)
 
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    note_error(request.scope, error)
-    answer = error_answer(error)
-    return Response(answer.body, answer.status, answer.headers, "application/json")
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    """What the router raises: no such path, or not with this method."""
-    assert isinstance(error, HTTPException)
-    message, code = f"Invalid URL ({request.method} {request.url.path})", "unknown_url"
-    if error.status_code == 405:
-        message, code = f"Not allowed to {request.method} on {request.url.path}.", "method_not_allowed"
-    body = error_body(message, INVALID_REQUEST, code=code)
-    return Response(body, error.status_code, error.headers, "application/json")
+    def _refuse(self, scope: MutableMapping[str, Any]) -> Response:
+        """No such path, or not with this method."""
+        status, headers, code = 404, {}, "unknown_url"
+        message = f"Invalid URL ({scope['method']} {scope['path']})"
+        if methods := self.table.methods(scope["path"]):
+            status, headers, code = 405, {"allow": ", ".join(methods)}, "method_not_allowed"
+            message = f"Not allowed to {scope['method']} on {scope['path']}."
+        return Response(error_body(message, INVALID_REQUEST, code=code), status, headers, "application/json")

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import orjson
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from arriero.api.objects import Ignored, marks
 from arriero.errors import InvalidRequest

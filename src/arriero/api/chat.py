@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 
-from arriero.api.alpaca_schemas import AlpacaChatCompletion, AlpacaChatCompletionChunk
 from arriero.api.body import read_parameters
-from arriero.api.documentation import describe_generation
 from arriero.api.generation import Delivery, apart_if_long, default_model, find_model, require, respond
 from arriero.api.logprobs import chat_logprobs, prompt_table
 from arriero.api.messages import template_fields
 from arriero.api.parameters import ChatParameters
 from arriero.api.profile import Profile
 from arriero.api.request import Conversation, check, generation_request, without_effect
-from arriero.api.schemas import ChatCompletion, ChatCompletionChunk
+from arriero.api.routes import Description, Routes
 from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import FinishReason, GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
@@ -27,22 +25,21 @@ from arriero.text.stream import Delta, Ended, ScoredToken
 SERVICE_TIER = "default"
 
 
-def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
+def chat_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The route of chat completions, for the models of `pool`."""
-    routes = APIRouter(tags=["Chat"])
+    routes = Routes("Chat")
     profile, limits = delivery.profile, delivery.limits
     name = pool.default_name
     defaults = {**profile.chat_defaults, **default_model(pool, profile)}
 
-    documentation = describe_generation(
-        ChatParameters,
-        AlpacaChatCompletion if profile.alpaca else ChatCompletion,
-        chat_chunk(profile),
-        model=name,
-        messages=[{"role": "user", "content": "Tell me a joke."}],
+    description = Description(
+        takes=ChatParameters,
+        gives="AlpacaChatCompletion" if profile.alpaca else "ChatCompletion",
+        chunk="AlpacaChatCompletionChunk" if profile.alpaca else "ChatCompletionChunk",
+        example={"model": name, "messages": [{"role": "user", "content": "Tell me a joke."}]},
     )
 
-    @routes.post("/v1/chat/completions", **documentation)
+    @routes.post("/v1/chat/completions", description)
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
         parameters, ignored = await read_parameters(
@@ -66,11 +63,6 @@ def chat_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         return await respond(request, model, generation, shape, parameters, ignored, delivery)
 
     return routes
-
-
-def chat_chunk(profile: Profile) -> type[BaseModel]:
-    """What the events of a streamed chat are."""
-    return AlpacaChatCompletionChunk if profile.alpaca else ChatCompletionChunk
 
 
 async def encode_chat(model: ServedModel, parameters: Conversation, messages: Sequence[dict[str, str]]) -> list[int]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
-from arriero.api.alpaca_schemas import AlpacaCompletion
 from arriero.api.body import read_parameters
-from arriero.api.documentation import describe_generation
 from arriero.api.generation import Delivery, apart_if_long, default_model, find_model, require, respond
 from arriero.api.logprobs import AnswerOffsets, TextLogprobs, prompt_table, prompt_text_logprobs
 from arriero.api.parameters import CompletionParameters
 from arriero.api.profile import Profile
 from arriero.api.request import check, generation_request, without_effect
-from arriero.api.schemas import Completion
+from arriero.api.routes import Description, Routes
 from arriero.api.shape import Choice, Shape, Usage
 from arriero.core import GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
@@ -28,19 +27,22 @@ from arriero.text.stream import Delta, Ended, ScoredToken
 Prompt = str | list[int]
 
 
-def completion_routes(pool: Pool, delivery: Delivery) -> APIRouter:
+def completion_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The route of text completions, for the models of `pool`."""
-    routes = APIRouter(tags=["Completions"])
+    routes = Routes("Completions")
     profile, limits = delivery.profile, delivery.limits
     name = pool.default_name
     defaults = {**profile.completion_defaults, **default_model(pool, profile)}
 
-    answer = AlpacaCompletion if profile.alpaca else Completion
-    documentation = describe_generation(
-        CompletionParameters, answer, answer, model=name, prompt="Once upon a time", max_tokens=32
+    answer = "AlpacaCompletion" if profile.alpaca else "Completion"
+    description = Description(
+        takes=CompletionParameters,
+        gives=answer,
+        chunk=answer,
+        example={"model": name, "prompt": "Once upon a time", "max_tokens": 32},
     )
 
-    @routes.post("/v1/completions", **documentation)
+    @routes.post("/v1/completions", description)
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
         parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, defaults)

@@ -6,34 +6,34 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
 
 from arriero.api.body import read_parameters
-from arriero.api.documentation import describe
 from arriero.api.encoding import TextEncoder, answered, normalised
 from arriero.api.encoding_parameters import EmbeddingParameters
 from arriero.api.generation import Delivery, default_model, find_model, require
 from arriero.api.limits import above
 from arriero.api.profile import Profile
 from arriero.api.request import excluded
-from arriero.api.schemas import Embeddings
+from arriero.api.routes import Description, Routes
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
 
 MOST_INPUTS = 2048
 
 
-def embedding_routes(pool: Pool, delivery: Delivery) -> APIRouter:
+def embedding_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The route of embeddings, for the models of `pool`."""
-    routes = APIRouter(tags=["Embeddings"])
+    routes = Routes("Embeddings")
     profile = delivery.profile
     name = pool.default_name
     defaults = default_model(pool, profile, optional=True)
 
-    @routes.post(
-        "/v1/embeddings", **describe(EmbeddingParameters, Embeddings, model=name, input=["A mule.", "A llama."])
-    )
+    example = {"model": name, "input": ["A mule.", "A llama."]}
+
+    @routes.post("/v1/embeddings", Description(takes=EmbeddingParameters, gives="Embeddings", example=example))
     async def create_embeddings(request: Request) -> Response:
         """Turn texts into vectors that tell how near their meanings are."""
         parameters, ignored = await read_parameters(request, EmbeddingParameters, delivery.body_limit, defaults)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-from fastapi import Request, Response
 from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
 
 from arriero.api.encoding_parameters import EncodingParameters
 from arriero.api.generation import apart_if_long, late

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fastapi import APIRouter, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
-from arriero.api.schemas import Health
+from arriero.api.routes import Description, Routes, json_answer
 from arriero.core import Engine
 from arriero.errors import EngineDied
 from arriero.pool import Pool
 
 
-def health_routes(pool: Pool) -> APIRouter:
+def health_routes(pool: Pool) -> Routes:
     """The route that tells how the engines of `pool` are."""
-    routes = APIRouter(tags=["Health"])
+    routes = Routes("Health")
 
-    @routes.get(
-        "/health", response_model=Health, responses={503: {"model": Health, "description": "An engine failed."}}
-    )
-    async def health(response: Response) -> Health:
+    @routes.get("/health", Description(gives="Health", faulty={503: "An engine failed."}))
+    async def health(request: Request) -> Response:
         """Tell how the server is; 200 when every model's engine is at work."""
         models = {model.name: _stats(model.engine) for model in pool.list()}
         healthy = None not in models.values()
-        response.status_code = 200 if healthy else 503
-        return Health(status="ok" if healthy else "failed", models=models)
+        return json_answer({"status": "ok" if healthy else "failed", "models": models}, 200 if healthy else 503)
 
     return routes
 

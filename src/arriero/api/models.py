@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
+from starlette.responses import Response
 
-from arriero.api.documentation import ERRORS
 from arriero.api.encoding_parameters import ENDPOINTS, encoding_table
 from arriero.api.generation import may_use
 from arriero.api.parameters import Parameter, table
 from arriero.api.request import NOT_FOR_ENCODER_DECODERS
-from arriero.api.schemas import Model, ModelList, RemoteModel, UnseenModel
+from arriero.api.routes import Description, Routes, json_answer
 from arriero.backends.upstream import Upstream
 from arriero.errors import UnknownModel
 from arriero.pool import Entry, Pool, ServedModel
@@ -24,34 +24,34 @@ _ENDPOINTS = {"chat/completions": "chat", "completions": "completion"}
 _ENCODING_TASKS = {"embeddings": "embedding", "rerank": "rerank", "score": "score"}
 
 
-def model_routes(pool: Pool) -> APIRouter:
+def model_routes(pool: Pool) -> Routes:
     """The routes that tell about the models of `pool`."""
-    routes = APIRouter(tags=["Models"])
+    routes = Routes("Models")
 
-    @routes.get("/v1/models", response_model=ModelList)
-    async def list_models(request: Request) -> dict[str, Any]:
+    @routes.get("/v1/models", Description(gives="ModelList"))
+    async def list_models(request: Request) -> Response:
         """List the models that the caller may use."""
         own = {name: _tell(entry, name, known) for entry in pool.entries for name, known in entry.listed()}
         aliases = [own[name] | {"id": alias, "parent": name} for alias, name in pool.aliases()]
         data = [each for each in [*own.values(), *aliases] if may_use(request, pool.name_of(each["id"]), each["id"])]
         for listed in await asyncio.gather(*(_describe_remote(each) for each in pool.upstreams)):
             data += [each for each in listed if may_use(request, each["id"], each["id"])]
-        return {"object": "list", "data": list({each["id"]: each for each in reversed(data)}.values())[::-1]}
+        unique = {each["id"]: each for each in reversed(data)}
+        return json_answer({"object": "list", "data": list(unique.values())[::-1]})
 
-    @routes.get(
-        "/v1/models/{model:path}", response_model=Model | UnseenModel | RemoteModel, responses={"4XX": ERRORS[404]}
-    )
-    async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
+    @routes.get("/v1/models/{model}", Description(gives="Model | UnseenModel | RemoteModel"))
+    async def retrieve_model(request: Request) -> Response:
         """Tell about one model; its id may contain slashes."""
+        model = request.path_params["model"]
         if remote := pool.find_upstream(model):
             if not may_use(request, model, model):
                 raise UnknownModel(model)
-            return _remote(model, remote[0])
+            return json_answer(_remote(model, remote[0]))
         entry, own = pool.entry(model), pool.name_of(model)
         if not may_use(request, own, model):
             raise UnknownModel(model)
         found = next(_tell(entry, own, known) for name, known in entry.listed() if name == own)
-        return found if model == own else found | {"id": model, "parent": own}
+        return json_answer(found if model == own else found | {"id": model, "parent": own})
 
     return routes
 

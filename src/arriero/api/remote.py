@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Collection, MutableMapping
 from typing import Any
 
 import orjson
-from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from arriero.api.body import is_json, read_body
 from arriero.backends.relay import Passage, relay

@@ -10,37 +10,38 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from arriero.api.body import read_parameters
-from arriero.api.documentation import describe
 from arriero.api.encoding import TextEncoder, Vectors, answered, normalised
 from arriero.api.encoding_parameters import RerankParameters, ScoreParameters
 from arriero.api.generation import Delivery, default_model, find_model, require
-from arriero.api.schemas import Reranking, Scores
+from arriero.api.routes import Description, Routes
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
 from arriero.wire.headers import new_id
 
 
-def rerank_routes(pool: Pool, delivery: Delivery) -> APIRouter:
+def rerank_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The routes that compare texts, for the models of `pool`."""
-    routes = APIRouter(tags=["Reranking"])
+    routes = Routes("Reranking")
     profile = delivery.profile
     name = pool.default_name
     defaults = default_model(pool, profile, optional=True)
 
-    @routes.post(
-        "/v1/rerank",
-        **describe(RerankParameters, Reranking, model=name, query="pack animals", documents=["A mule.", "A ship."]),
-    )
+    example = {"model": name, "query": "pack animals", "documents": ["A mule.", "A ship."]}
+
+    @routes.post("/v1/rerank", Description(takes=RerankParameters, gives="Reranking", example=example))
     async def rerank(request: Request) -> Response:
         """Sort documents by their relevance to a query."""
         parameters, ignored = await read_parameters(request, RerankParameters, delivery.body_limit, defaults)
         model = require(await find_model(request, pool, parameters.model, profile, ignored), "rerank")
         return await answered(request, ignored, _rerank(request, model, parameters))
 
-    @routes.post("/v1/score", **describe(ScoreParameters, Scores, model=name, text_1="A mule.", text_2=["A llama."]))
+    pair = {"model": name, "text_1": "A mule.", "text_2": ["A llama."]}
+
+    @routes.post("/v1/score", Description(takes=ScoreParameters, gives="Scores", example=pair))
     async def score(request: Request) -> Response:
         """Tell how near texts are to each other, pair by pair."""
         parameters, ignored = await read_parameters(request, ScoreParameters, delivery.body_limit, defaults)

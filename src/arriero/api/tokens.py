@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+import orjson
 from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
 
 from arriero.api.body import read_parameters
 from arriero.api.chat import encode_chat
-from arriero.api.documentation import describe
 from arriero.api.generation import Delivery, apart_if_long, default_model, find_model
 from arriero.api.messages import Message, template_fields
 from arriero.api.objects import JSONObject
 from arriero.api.parameters import TokenIds
 from arriero.api.request import check_conversation, known_ids
-from arriero.api.schemas import Detokenized, Tokenized
+from arriero.api.routes import Description, Routes
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
 from arriero.wire.headers import IGNORED, ignored_header
@@ -45,14 +46,16 @@ class DetokenizeParameters(JSONObject):
     tokens: TokenIds = Field(description="Token ids.")
 
 
-def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
+def token_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The routes between text and tokens, for the models of `pool`."""
-    routes = APIRouter(tags=["Tokens"])
+    routes = Routes("Tokens")
     profile = delivery.profile
     name = pool.default_name
     defaults = default_model(pool, profile)
 
-    @routes.post("/tokenize", **describe(TokenizeParameters, Tokenized, model=name, prompt="Once upon a time"))
+    text = {"model": name, "prompt": "Once upon a time"}
+
+    @routes.post("/tokenize", Description(takes=TokenizeParameters, gives="Tokenized", example=text))
     async def tokenize(request: Request) -> Response:
         """Tell the tokens of a text or of a conversation."""
         parameters, ignored = await read_parameters(
@@ -61,10 +64,12 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         model = await find_model(request, pool, parameters.model, profile, ignored)
         tokens = await _tokens(model, parameters)
         texts = [_read(model, token) for token in tokens] if parameters.return_token_strs else None
-        answer = Tokenized(count=len(tokens), max_model_len=model.engine.context, tokens=tokens, token_strs=texts)
-        return _answer(answer.model_dump_json(), ignored)
+        sizes = {"count": len(tokens), "max_model_len": model.engine.context}
+        return _answer(sizes | {"tokens": tokens, "token_strs": texts}, ignored)
 
-    @routes.post("/detokenize", **describe(DetokenizeParameters, Detokenized, model=name, tokens=[0]))
+    first = {"model": name, "tokens": [0]}
+
+    @routes.post("/detokenize", Description(takes=DetokenizeParameters, gives="Detokenized", example=first))
     async def detokenize(request: Request) -> Response:
         """Tell the text of tokens."""
         parameters, ignored = await read_parameters(request, DetokenizeParameters, delivery.body_limit, defaults)
@@ -73,7 +78,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> APIRouter:
         text = await apart_if_long(
             len(parameters.tokens), lambda: model.tokenizer.decode(parameters.tokens, skip_special_tokens=False)
         )
-        return _answer(Detokenized(prompt=text).model_dump_json(), ignored)
+        return _answer({"prompt": text}, ignored)
 
     return routes
 
@@ -97,6 +102,6 @@ def _read(model: ServedModel, token: int) -> str:
     return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
-def _answer(body: str, ignored: list[str]) -> Response:
+def _answer(content: object, ignored: list[str]) -> Response:
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(orjson.dumps(content), headers=headers, media_type="application/json")
