@@ -1,4 +1,4 @@
-"""The command line: `arriero serve`, `chat`, `bench`, `models`, `keys`, `usage`."""
+"""The command line: `arriero serve`, `chat`, `doctor`, `bench`, `models`, `keys`, `usage`, `completion`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:  # Scripts ask this often: answer before anything big is imported.
         print(f"arriero {__version__}")
         return
-    from arriero.cli.commands import app
-
     try:
-        app()
+        from arriero.cli.commands import app
+    except ModuleNotFoundError as error:
+        from arriero.cli.doctor.installation import pip
+
+        sys.exit(f"arriero: the installation is not whole: {error}; mend it with {pip(error.name or 'arriero')}")
+    try:
+        app(prog_name="arriero")
     except ArrieroError as error:
         print(f"arriero: {error}", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,8 @@ import typer
 from arriero import __version__
 from arriero.cli.bench import bench
 from arriero.cli.chat.command import chat
+from arriero.cli.completion import completion
+from arriero.cli.doctor.command import doctor
 from arriero.cli.keys import keys
 from arriero.cli.models import models
 from arriero.cli.serve import serve
@@ -17,7 +19,6 @@ from arriero.cli.usage import usage
 app = typer.Typer(
     name="arriero",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     # Underscores in the names of flags do as well: other servers have them, and their start scripts go on working.
@@ -29,9 +30,11 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(bench)
+app.command()(doctor)
 app.add_typer(models)
 app.add_typer(keys)
 app.command()(usage)
+app.command()(completion)
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arriero import config, config_sources
-from arriero.cli.output import Json, print_json, print_table
+from arriero.cli.completion import complete_model
+from arriero.cli.output import Json, print_json, print_table, readable_size
 
 if TYPE_CHECKING:
     from arriero.models.sources.inventory import Stored
@@ -22,7 +23,12 @@ models = typer.Typer(
 )
 
 Name = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Catalog name, hub id (org/name, org/name@revision) or path.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Catalog name, hub id (org/name, org/name@revision) or path.",
+        autocompletion=complete_model,
+    ),
 ]
 Cache = Annotated[
     str | None,
@@ -46,11 +52,14 @@ def show_all(as_json: Json = False, cache: Cache = None) -> None:
         return
     print_table(
         ("Model", "From", "Downloaded", "Converted"),
-        [(model.name, model.origin, _downloaded(model), _size(model.converted)) for model in stored],
+        [(model.name, model.origin, _downloaded(model), readable_size(model.converted)) for model in stored],
         first_number=2,
     )
     if rest := others(stored, place):
-        print(f"{_size(rest)} more are converted of paths, or by other versions; the oldest go when it grows too much.")
+        print(
+            f"{readable_size(rest)} more are converted of paths, or by other versions; "
+            "the oldest go when it grows too much."
+        )
 
 
 @models.command()
@@ -86,12 +95,16 @@ def remove(
     if size and not yes:
         if not sys.stdin.isatty():
             raise ConfigError(f"removing {model} takes a yes: nobody is there to be asked, so give --yes")
-        typer.confirm(f"Remove {_size(size)} of {stored.name}?", abort=True, err=True)
+        typer.confirm(f"Remove {readable_size(size)} of {stored.name}?", abort=True, err=True)
     freed = inventory.remove(stored, place) if size else 0
     if as_json:
         print_json({"name": stored.name, "bytes": freed})
     else:
-        print(f"Removed {_size(freed)} of {stored.name}" if freed else f"Nothing of {stored.name} is in the caches")
+        print(
+            f"Removed {readable_size(freed)} of {stored.name}"
+            if freed
+            else f"Nothing of {stored.name} is in the caches"
+        )
 
 
 @models.command()
@@ -161,24 +174,17 @@ def _choice(path: Path) -> tuple[str | None, str]:
 
 def _downloaded(model: Stored) -> str:
     if model.path is not None or not model.downloaded:
-        return _size(model.downloaded)
-    return f"part, {_size(model.downloaded)}"
+        return readable_size(model.downloaded)
+    return f"part, {readable_size(model.downloaded)}"
 
 
 def _shown(name: str, value: Any) -> str:
     if name == "memory_weights":
-        return ", ".join(f"{_size(size)} as {form}" for form, size in value.items())
+        return ", ".join(f"{readable_size(size)} as {form}" for form, size in value.items())
     if isinstance(value, list):
         return ", ".join(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name.endswith("_bytes") or name.startswith("memory"):
-        return _size(value)
+        return readable_size(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes} B" if num_bytes else "-"

@@ -29,3 +29,11 @@ def print_table(heads: tuple[str, ...] | None, rows: Iterable[tuple[str, ...]], 
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def readable_size(num_bytes: int) -> str:
+    """Bytes in words for people."""
+    for unit, least in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= least:
+            return f"{num_bytes / least:.1f} {unit}"
+    return f"{num_bytes} B" if num_bytes else "-"

@@ -89,13 +89,18 @@ class Server(uvicorn.Server):
 
 def bind(settings: Settings) -> socket.socket:
     """Take the address before anything slow happens; raises `ConfigError` saying why it cannot be had."""
+    check_tls(settings)
+    if settings.unix_socket:
+        return _bind_file(settings.unix_socket)
+    return bind_port(settings.host, settings.port)
+
+
+def check_tls(settings: Settings) -> None:
+    """Raise `ConfigError` unless there is a certificate with its key, or neither."""
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise ConfigError("--tls-certificate and --tls-key go together")
     if settings.tls_certificate and settings.tls_key:
         _check_certificate(settings.tls_certificate, settings.tls_key)
-    if settings.unix_socket:
-        return _bind_file(settings.unix_socket)
-    return _bind_port(settings.host, settings.port)
 
 
 def _check_certificate(certificate: Path, key: Path) -> None:
@@ -110,7 +115,8 @@ def _check_certificate(certificate: Path, key: Path) -> None:
         raise ConfigError(f"{certificate} and {key} are no certificate and its key: {error.reason or error}") from None
 
 
-def _bind_port(host: str, port: int) -> socket.socket:
+def bind_port(host: str, port: int) -> socket.socket:
+    """Take a port; raises `ConfigError` saying why it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

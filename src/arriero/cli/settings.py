@@ -12,6 +12,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from arriero import config
+from arriero.cli.completion import complete_choice, complete_config, complete_model
 
 _METAVARS = {ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 
@@ -36,6 +37,7 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     shown: dict[str, Any] = {
         "help": f"{field.description} [dim]({origin})[/dim]",
         "show_default": False,
+        "autocompletion": _completing(name, field),
     }
     if config.kind(field) is bool:
         return Annotated[bool | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
@@ -48,6 +50,15 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     if name == "model":
         return Annotated[str | None, typer.Argument(**shown | {"metavar": config.flag(name)})]
     return Annotated[str | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
+
+
+def _completing(name: str, field: FieldInfo) -> Callable[[str], list[str]] | None:
+    """What offers values for a setting while it is typed; None leaves it to the shell, which knows files."""
+    if name in ("model", "base_model"):
+        return complete_model
+    if name == "config":
+        return complete_config
+    return complete_choice(config.choices(field)) if config.choices(field) else None
 
 
 def _metavar(field: FieldInfo) -> str:

@@ -84,6 +84,12 @@ def conversions(cache: Path) -> list[Conversion]:
     return found
 
 
+def damaged_conversions(cache: Path) -> list[Path]:
+    """Directories of conversions that were finished once and lack something now."""
+    found = (path for path in (cache / "converted").glob("*/") if PARTIAL not in path.name)
+    return sorted(path for path in found if not _is_whole(path))
+
+
 def remove_conversion(conversion: Conversion) -> bool:
     """Remove it unless a process uses it; whether it is gone."""
     return _remove(conversion.path.parent, conversion.path.name, conversion.path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arriero import config
+from arriero.cli.completion import complete_model
 
 if TYPE_CHECKING:
     from asyncio import Runner
@@ -20,7 +21,10 @@ _KEY = config.variable("api_key")
 
 def chat(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Model to ask; left out: the first of /v1/models.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Model to ask; left out: the first of /v1/models.", autocompletion=complete_model
+        ),
     ] = None,
     model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
     url: Annotated[

@@ -9,8 +9,9 @@ import errno
 import glob
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,31 +37,65 @@ def fetch(name: HubName, progress: Progress | None = None, *, code: bool = False
             is cached and the hub cannot be reached, or the disk is full.
         UnsupportedModel: it has no weights in a form that is read.
     """
-    # The library takes half a second to import, and only names of this form need it.
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi, is_offline_mode
-    from huggingface_hub.errors import HFValidationError, RevisionResolutionError
-
-    logging.getLogger("huggingface_hub").handlers.clear()  # whoever set up logging shows its lines already
-    try:
-        revision = HfApi(library_name=_LIBRARY).resolve_revision(
-            name.repository, revision=name.revision, local_files_only=is_offline_mode()
-        )
+    with _explaining(name):
+        revision = _resolve(name)
         sizes = _listing(name.repository, revision)
-        files = needed_files(name, sizes, code=code)
         watch = _Watch(progress)
-        # An index says which weights there are, so it comes first.
-        for index in [file for file in files if file.endswith(".index.json")]:
-            file = _download(name.repository, revision, [index], watch) / index
-            named = indexed_files(file, index)
-            if missing := sorted(named - sizes.keys()):
-                raise ModelLoadError(f"{file}: names {missing[0]}, which is not in the repository.")
-            files += sorted(named)
+        files = _needed(name, revision, sizes, watch, code=code)
         watch.total = sum(sizes[file] for file in files if not _is_cached(name.repository, revision, file))
         directory = _download(name.repository, revision, files, watch)
+    return directory / files[0] if files[0].endswith(".gguf") else directory
+
+
+def size(name: HubName) -> int:
+    """Bytes of what `fetch` would bring; nothing is downloaded but an index. Raises as `fetch`."""
+    with _explaining(name):
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        revision = _resolve(name)
+        sizes = _listing(name.repository, revision)
+        files = _needed(name, revision, sizes, _Watch(None))
+        missing = [file for file in files if not _is_cached(name.repository, revision, file)]
+        if missing:  # Everybody may see the list of files of a gated repository.
+            get_hf_file_metadata(hf_hub_url(name.repository, missing[0], revision=revision.resolved))
+    return sum(sizes[file] for file in missing)
+
+
+@contextmanager
+def _explaining(name: HubName) -> Iterator[None]:
+    """Tell what goes wrong inside as `ModelLoadError`."""
+    # The library takes half a second to import, and only names of this form need it.
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import HFValidationError, RevisionResolutionError
+
+    try:
+        yield
     except (HTTPError, HFValidationError, RevisionResolutionError, OSError) as error:
         raise _explained(name, error) from error
-    return directory / files[0] if files[0].endswith(".gguf") else directory
+
+
+def _resolve(name: HubName) -> ResolvedRevision:
+    """The commit that `name` means."""
+    from huggingface_hub import HfApi, is_offline_mode
+
+    logging.getLogger("huggingface_hub").handlers.clear()  # whoever set up logging shows its lines already
+    return HfApi(library_name=_LIBRARY).resolve_revision(
+        name.repository, revision=name.revision, local_files_only=is_offline_mode()
+    )
+
+
+def _needed(
+    name: HubName, revision: ResolvedRevision, sizes: Mapping[str, int], watch: _Watch, *, code: bool = False
+) -> list[str]:
+    """The files that `name` means; an index says which weights there are, so it is fetched."""
+    files = needed_files(name, sizes, code=code)
+    for index in [file for file in files if file.endswith(".index.json")]:
+        file = _download(name.repository, revision, [index], watch) / index
+        named = indexed_files(file, index)
+        if missing := sorted(named - sizes.keys()):
+            raise ModelLoadError(f"{file}: names {missing[0]}, which is not in the repository.")
+        files += sorted(named)
+    return files
 
 
 def _listing(repository: str, revision: ResolvedRevision) -> Mapping[str, int]:

@@ -34,6 +34,23 @@ def repositories() -> list[CachedRepository]:
     )
 
 
+def damaged() -> list[Path]:
+    """What in the cache is not as the library left it: directories of repositories, with what they hold."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        warnings = scan_cache_dir(constants.HF_HUB_CACHE).warnings
+    except CacheNotFound:
+        return []
+    texts = [str(warning) for warning in warnings]
+
+    def is_named(path: Path) -> bool:
+        return any(f"{path}{end}" in text for text in texts for end in ("/", ")"))
+
+    return sorted(filter(is_named, Path(constants.HF_HUB_CACHE).glob("models--*")))
+
+
 def cached_path(name: HubName) -> Path | None:
     """The directory or GGUF file that `name` means, if it is there as a whole."""
     repo = _repository(name)

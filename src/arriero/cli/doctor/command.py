@@ -1,0 +1,121 @@
+"""`arriero doctor`: the command, and the order of its checks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arriero import config
+from arriero.cli.completion import complete_config, complete_model
+from arriero.cli.output import Json, print_json
+
+if TYPE_CHECKING:
+    from arriero.cli.doctor.finding import Finding
+
+_OF_INSTALLATION = (
+    ("python", "installation.check_python"),
+    ("packages", "installation.check_packages"),
+    ("libraries", "installation.check_libraries"),
+    ("processor", "installation.check_processor"),
+)
+_OF_SETTINGS = (
+    ("settings", "configuration.check_settings"),
+    ("secrets", "configuration.check_secrets"),
+    ("cache", "caches.check_cache"),
+    ("models", "caches.check_stored_models"),
+    ("model", "models.check_models"),
+    ("port", "address.check_address"),
+    ("files", "address.check_open_files"),
+    ("store", "store.check_store"),
+)
+"""Checks by what they look at, in the order in which one would mend things."""
+_MARKS = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Model that is to be served: name, hub id or path.", autocompletion=complete_model
+        ),
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
+    config_file: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Configuration that is to be served with.",
+            autocompletion=complete_config,
+        ),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address that is to be listened on.")] = None,
+    port: Annotated[str | None, typer.Option(help="Port that is to be listened on.")] = None,
+    url: Annotated[str | None, typer.Option(help="A server that runs, to be looked at as well.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar=config.variable("api_key"), help="Key for that server.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with an installation, a model, a port or a configuration, and say what mends it.
+
+    Looks at what `arriero serve` with the same flags, variables and file would find, and changes nothing.
+
+    Exit status 1 when something has to be mended.
+    """
+    if model and model_option:
+        raise typer.BadParameter("give the model once, as MODEL or with --model")
+    given = {"model": model or model_option, "config": config_file, "host": host, "port": port}
+    findings = []
+    for finding in _findings({name: value for name, value in given.items() if value is not None}, url, key):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    counts = {status: sum(each.status == status for each in findings) for status in _MARKS}
+    if as_json:
+        rows = [
+            {"check": each.check, "status": each.status, "found": each.found, "mend": each.mend} for each in findings
+        ]
+        print_json({"status": "fail" if counts["fail"] else "ok", "findings": rows})
+    else:
+        print(f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} to mend")
+    if counts["fail"]:
+        raise typer.Exit(1)
+
+
+def _findings(flags: dict[str, str], url: str | None, key: str | None) -> Iterator[Finding]:
+    for name, function in _OF_INSTALLATION:
+        yield from _guarded(name, function)
+    from arriero.cli.doctor.configuration import read_settings
+
+    settings, found = read_settings(flags)
+    yield found
+    for name, function in _OF_SETTINGS if settings else ():
+        yield from _guarded(name, function, settings)
+    if url is not None:
+        yield from _guarded("server", "running.check_server", url, key, flags.get("model"))
+
+
+def _guarded(name: str, function: str, *arguments: object) -> Iterator[Finding]:
+    """What a check finds; it is imported in its turn, for one that cannot be is a finding as well."""
+    from arriero.cli.doctor.finding import fail
+
+    module, _, check = function.partition(".")
+    try:
+        yield from getattr(importlib.import_module(f"arriero.cli.doctor.{module}"), check)(*arguments)
+    except Exception as error:  # A diagnosis goes on, whatever is broken.
+        yield fail(name, f"this cannot be looked at: {type(error).__name__}: {error}")
+
+
+def _show(finding: Finding) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_MARKS[finding.status], Text(f"{finding.check:<10} {finding.found}"))
+    if finding.mend and finding.status != "ok":
+        console.print(Text(f"     {'':<10} {finding.mend}", style="bold"))
