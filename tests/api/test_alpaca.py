@@ -234,7 +234,7 @@ async def test_answers_are_as_the_description_says(
     content = schema["paths"][path]["post"]["responses"]["200"]["content"]
     if stream:
         data = content["text/event-stream"]["itemSchema"]["properties"]["data"]
-        shown = data["contentSchema"]["anyOf"][0]["$ref"]
+        shown = data["anyOf"][0]["contentSchema"]["anyOf"][0]["$ref"]
     else:
         shown = content["application/json"]["schema"]["$ref"]
     assert shown.endswith(f"/{(chunk if stream else whole).__name__}")

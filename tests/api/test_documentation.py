@@ -30,7 +30,11 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
         "/detokenize",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/usage",
         "/health",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
         "/admin/models",
         "/admin/models/{model}/load",
         "/admin/models/{model}/unload",
@@ -38,7 +42,7 @@ async def test_the_document_describes_every_endpoint(served: Any) -> None:
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert chat["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/ChatParameters")
     assert chat["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
-    assert {"400", "404", "413", "415", "500", "503"} <= chat["responses"].keys()
+    assert {"400", "401", "403", "404", "413", "415", "429", "500", "503", "504"} <= chat["responses"].keys()
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 

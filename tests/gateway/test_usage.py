@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from arriero.gateway.description import MODELS, PATHS
+from arriero.gateway.usage import _PARAMETERS
+
 
 async def test_own_usage_and_everybodys(guarded: Any) -> None:
     boss, bob = guarded.key("boss", admin=True), guarded.key("bob")
@@ -89,3 +92,21 @@ async def test_usage_without_keys_belongs_to_nobody(guard: Any) -> None:
     await server.client.post("/v1/completions", json=body)
     rows = (await server.client.get("/v1/usage")).json()["data"]
     assert [(row["key"], row["endpoint"]) for row in rows] == [("", "/v1/completions")]
+
+
+async def test_the_gateway_s_answers_are_as_the_description_says(guarded: Any) -> None:
+    guarded.key("boss", admin=True)
+    await guarded.chat("alice")
+    document = (await guarded.ask("boss", path="/openapi.json")).json()
+    models = {model.__name__: model for model in MODELS}
+    for path, item in PATHS.items():
+        assert document["paths"][path] == item
+        answer = await guarded.ask("boss", path=path)
+        told = item["get"]["responses"][str(answer.status_code)]["content"]
+        kind = answer.headers["content-type"].partition(";")[0]
+        assert kind in told
+        if kind == "application/json":
+            model = models[told[kind]["schema"]["$ref"].rpartition("/")[2]]
+            assert model.model_validate(answer.json()).model_dump(mode="json", exclude_unset=True) == answer.json()
+    assert document["security"] == [{"key": []}, {}]
+    assert {each["name"] for each in PATHS["/v1/usage"]["get"]["parameters"]} == set(_PARAMETERS)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from arriero.api.admin import admin_routes
 from arriero.api.chat import chat_routes
 from arriero.api.completions import completion_routes
-from arriero.api.documentation import documentation_routes
+from arriero.api.documentation import Others, documentation_routes
 from arriero.api.embeddings import embedding_routes
 from arriero.api.generation import Delivery
 from arriero.api.health import health_routes
@@ -31,8 +31,11 @@ from arriero.wire.sse import Message, Receive, Send
 _log = logging.getLogger(__name__)
 
 
-def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
-    """Every endpoint for the models of `pool`; whatever goes wrong is answered with an OpenAI error object."""
+def application(pool: Pool, *, delivery: Delivery | None = None, others: Others = lambda: ({}, ())) -> Application:
+    """Every endpoint for the models of `pool`; whatever goes wrong is answered with an OpenAI error object.
+
+    `others` describes routes that are answered in front of it.
+    """
     delivery = delivery or Delivery()
     groups = [
         chat_routes(pool, delivery),
@@ -45,7 +48,7 @@ def application(pool: Pool, *, delivery: Delivery | None = None) -> Application:
         health_routes(pool),
     ]
     routes = [route for group in groups for route in group.routes]
-    api = Api(Table([*routes, *documentation_routes(routes).routes]))
+    api = Api(Table([*routes, *documentation_routes(routes, others).routes]))
     posted = {route.path for route in routes if route.method == "POST"}
     return Remote(api, pool, posted, delivery.body_limit) if pool.upstreams else api
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -27,18 +27,26 @@ _SCHEMA = "#/components/schemas/{model}"
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
 _ERRORS = {
     400: "The request cannot be honoured; `param` names what is at fault.",
+    401: "No key, or one that opens nothing.",
+    403: "The key is not for this.",
     404: "No such model.",
     413: "The body is too large.",
     415: "The body is not declared to be JSON.",
+    429: "A limit of the key; `Retry-After` says when to try again.",
     500: "The engine failed.",
     503: "No room for the request now; `Retry-After` says when to try again.",
+    504: "The answer was not complete within the `deadline`.",
 }
 
 
-def documentation_routes(described: Sequence[Route]) -> Routes:
+Others = Callable[[], tuple[Mapping[str, Any], Sequence[type[BaseModel]]]]
+"""Describes routes that somebody else answers: OpenAPI's path items, and the schemas that these refer to."""
+
+
+def documentation_routes(described: Sequence[Route], others: Others) -> Routes:
     """`/openapi.json`, which describes these routes, `/docs`, and what that page is made of."""
     routes = Routes("Documentation")
-    describe = functools.cache(lambda: _document(described))
+    describe = functools.cache(lambda: _document(described, *others()))
 
     @routes.get("/openapi.json")
     async def show_document(request: Request) -> Response:
@@ -75,8 +83,10 @@ def _asset(name: str, media_type: str) -> Endpoint:
     return serve_asset
 
 
-def _document(routes: Sequence[Route]) -> dict[str, Any]:
-    """The OpenAPI document of these routes."""
+def _document(
+    routes: Sequence[Route], paths: Mapping[str, Any], schemas_of_paths: Sequence[type[BaseModel]]
+) -> dict[str, Any]:
+    """The OpenAPI document of these routes and paths, which tells that a key may be asked for."""
     from fastapi import FastAPI
 
     app = FastAPI(
@@ -92,8 +102,13 @@ def _document(routes: Sequence[Route]) -> dict[str, Any]:
         taken += [about.takes] if about.takes else []
         chunks += [_schema(about.chunk)] if about.chunk else []
     document: dict[str, Any] = app.openapi()
-    schemas = document["components"]["schemas"] | _schemas("validation", taken) | _schemas("serialization", chunks)
-    document["components"]["schemas"] = dict(sorted(schemas.items()))
+    components = document["components"]
+    given = _schemas("serialization", [*chunks, *schemas_of_paths])
+    schemas = components["schemas"] | _schemas("validation", taken) | given
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}, {}]
+    document["paths"] |= paths
     return document
 
 
@@ -118,7 +133,8 @@ def _of_generation(about: Description) -> dict[str, Any]:
 def _event(chunk: str) -> dict[str, Any]:
     """What one event of a stream is, as OpenAPI 3.2 describes them."""
     content = {"anyOf": [{"$ref": _SCHEMA.format(model=each)} for each in (chunk, "Error")]}
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    json = {"contentMediaType": "application/json", "contentSchema": content}
+    data = {"type": "string", "anyOf": [json, {"const": "[DONE]"}]}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from arriero.api.application import application
 from arriero.api.generation import Delivery
@@ -47,4 +49,10 @@ def open_api(front: Front, settings: Settings, pool: Pool) -> None:
         max_logprobs=settings.completion_max_logprobs,
     )
     delivery = Delivery(profile=PROFILES[settings.profile], limits=limits, body_limit=settings.body_limit)
-    front.open(pool, application(pool, delivery=delivery))
+    front.open(pool, application(pool, delivery=delivery, others=_gateway))
+
+
+def _gateway() -> tuple[Mapping[str, Any], Sequence[type[BaseModel]]]:
+    from arriero.gateway.description import MODELS, PATHS  # for those who read the documentation
+
+    return PATHS, MODELS
