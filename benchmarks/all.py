@@ -29,6 +29,7 @@ SCRIPTS = {
     "start": (["resources.py", "start"], 5, []),
     "memory": (["resources.py", "memory"], 1, []),
     "api": (["api_layer.py"], 3, []),
+    "gateway": (["gateway.py"], 3, []),
     "real-size": (["real_size.py", "--layers", "4", "--only", REAL_SIZE], 1, ["--clients", "1"]),
 }
 """Command line, repetitions, and what makes it shorter."""
