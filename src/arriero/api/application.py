@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from arriero.api.admin import admin_routes
@@ -14,6 +13,7 @@ from arriero.api.chat import chat_routes
 from arriero.api.completions import completion_routes
 from arriero.api.documentation import Others, documentation_routes
 from arriero.api.embeddings import embedding_routes
+from arriero.api.failures import guarded
 from arriero.api.generation import Delivery
 from arriero.api.health import health_routes
 from arriero.api.models import model_routes
@@ -21,14 +21,11 @@ from arriero.api.remote import Remote
 from arriero.api.rerank import rerank_routes
 from arriero.api.routes import Table
 from arriero.api.tokens import token_routes
-from arriero.errors import ArrieroError
 from arriero.pool import Pool
-from arriero.wire.errors import INVALID_REQUEST, error_answer, error_body
+from arriero.wire.errors import INVALID_REQUEST, error_body
 from arriero.wire.headers import Application
-from arriero.wire.scope import meter_of, note_error
-from arriero.wire.sse import Message, Receive, Send
-
-_log = logging.getLogger(__name__)
+from arriero.wire.scope import meter_of
+from arriero.wire.sse import Receive, Send
 
 
 def application(pool: Pool, *, delivery: Delivery | None = None, others: Others = lambda: ({}, ())) -> Application:
@@ -67,27 +64,13 @@ class Api:
             return
         route, scope["path_params"] = found
         meter_of(scope).endpoint = route.path
-        started = False
-
-        def watched(message: Message) -> Awaitable[None]:
-            nonlocal started
-            started = True
-            return send(message)
-
         request = Request(scope, receive)
-        try:
+
+        async def answer(send: Send) -> None:
             response = await route.endpoint(request)
-            await response(scope, receive, watched)
-        except ClientDisconnect:  # amid the body
-            await Response(status_code=499)(scope, receive, send)  # nobody reads it
-        except Exception as error:
-            if started:
-                raise  # too late to say so; the server logs it and breaks the connection
-            if not isinstance(error, ArrieroError):
-                _log.exception("a request failed")
-            note_error(scope, error)
-            answer = error_answer(error)
-            await Response(answer.body, answer.status, answer.headers, "application/json")(scope, receive, send)
+            await response(scope, receive, send)
+
+        await guarded(scope, receive, send, answer)
 
     def _refuse(self, scope: MutableMapping[str, Any]) -> Response:
         """No such path, or not with this method."""

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from arriero.api.objects import Ignored, marks
 from arriero.errors import InvalidRequest
 from arriero.wire.errors import BodyTooLarge, UnsupportedMediaType
+from arriero.wire.sse import Receive
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
 
@@ -63,7 +64,7 @@ async def read_parameters(
     headers = dict(request.scope["headers"])
     _check_media_type(headers.get(b"content-type", b"").decode("latin-1"))
     try:
-        value = orjson.loads(await read_body(request, headers.get(b"content-length", b""), limit))
+        value = orjson.loads(await read_body(request.receive, headers.get(b"content-length", b""), limit))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -90,7 +91,7 @@ def is_json(content_type: str) -> bool:
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-async def read_body(request: Request, declared: bytes, limit: int) -> bytes:
+async def read_body(receive: Receive, declared: bytes, limit: int) -> bytes:
     """All of it, `declared` bytes by its header.
 
     Raises:
@@ -102,7 +103,7 @@ async def read_body(request: Request, declared: bytes, limit: int) -> bytes:
     pieces, size = [], 0
     more = True
     while more:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece = message.get("body", b"")

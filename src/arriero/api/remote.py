@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Awaitable, Collection, MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
 from arriero.api.body import is_json, read_body
+from arriero.api.failures import guarded
 from arriero.backends.relay import Passage, relay
-from arriero.errors import ArrieroError, UnknownModel
+from arriero.errors import UnknownModel
 from arriero.pool import Pool
-from arriero.wire.errors import error_answer
 from arriero.wire.headers import Application
-from arriero.wire.scope import caller_of, meter_of, note_error
+from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import Message, Receive, Send
-
-_log = logging.getLogger(__name__)
 
 _PATH = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 """Endpoints that may be asked of another server; no `..` among them, and nothing that would have to be escaped."""
@@ -44,33 +39,19 @@ class Remote:
         if scope["type"] != "http" or scope["method"] != "POST" or not self._may_pass(scope):
             await self._app(scope, receive, send)
             return
-        started = False
+        await guarded(scope, receive, send, lambda send: self._answer(scope, receive, send))
 
-        def watched(message: Message) -> Awaitable[None]:
-            nonlocal started
-            started = True
-            return send(message)
-
-        request = Request(scope, receive)
-        try:
-            headers = dict(scope["headers"])
-            if not is_json(headers.get(b"content-type", b"").decode("latin-1")):
-                await self._app(scope, receive, watched)
-                return
-            data = await read_body(request, headers.get(b"content-length", b""), self._body_limit)
-            passage = self._passage(scope, data)
-            if passage is None:
-                await self._app(scope, _again(data, receive), watched)
-            else:
-                await relay(passage, scope, receive, watched)
-        except ClientDisconnect:  # amid the body
-            await Response(status_code=499)(scope, receive, send)  # nobody reads it
-        except Exception as error:
-            if started:
-                raise  # too late to say so; the server logs it and breaks the connection
-            if not isinstance(error, ArrieroError):
-                _log.exception("a request failed")
-            await _answer_error(scope, error, receive, send)
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        if not is_json(headers.get(b"content-type", b"").decode("latin-1")):
+            await self._app(scope, receive, send)
+            return
+        data = await read_body(receive, headers.get(b"content-length", b""), self._body_limit)
+        passage = self._passage(scope, data)
+        if passage is None:
+            await self._app(scope, _again(data, receive), send)
+        else:
+            await relay(passage, scope, receive, send)
 
     def _may_pass(self, scope: MutableMapping[str, Any]) -> bool:
         return scope["path"] in self._paths or (
@@ -106,10 +87,3 @@ def _again(data: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": data, "more_body": False}
 
     return receive_again
-
-
-async def _answer_error(scope: MutableMapping[str, Any], error: Exception, receive: Receive, send: Send) -> None:
-    note_error(scope, error)
-    answer = error_answer(error)
-    response = Response(answer.body, answer.status, answer.headers, "application/json")
-    await response(scope, receive, send)
