@@ -16,6 +16,7 @@ the ends of answers; what it took of a core is told, so that it cannot be what i
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -191,12 +192,17 @@ def _lives(url: str) -> bool:
     return False
 
 
-def main() -> None:
-    arguments = parser(__doc__, 3)
+def read_arguments(description: str | None) -> argparse.Namespace:
+    """What was given on the command line."""
+    arguments = parser(description, 3)
     arguments.add_argument("--clients", type=int, default=32)
     arguments.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     arguments.add_argument("--litellm", default=shutil.which("litellm"), help="path of LiteLLM's program")
-    given = arguments.parse_args()
+    return arguments.parse_args()
+
+
+def main() -> None:
+    given = read_arguments(__doc__)
     values: dict[str, dict[str, list[float]]] = {what: {} for what in GOALS}
     details: dict[str, dict[str, list[dict[str, float]]]] = {what: {} for what in GOALS}
     with ExitStack() as running:

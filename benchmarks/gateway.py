@@ -10,7 +10,6 @@ answer takes than with nobody between.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from pathlib import Path
 
 import uvloop
 
-from api_layer import load, serve_litellm
+from api_layer import load, read_arguments, serve_litellm
 from arriero.bench.load import Load, measure
-from figures import Figures, Verdict, parser
+from figures import Figures, Verdict
 from machine import quietly, serve_arriero
 
 GOALS = {"requests": (800, 400), "events": (15_000, 8_000)}
@@ -57,11 +56,7 @@ def median_milliseconds(url: str, seconds: float, seed: int) -> float:
 
 
 def main() -> None:
-    arguments = parser(__doc__, 3)
-    arguments.add_argument("--clients", type=int, default=32)
-    arguments.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    arguments.add_argument("--litellm", default=shutil.which("litellm"), help="path of LiteLLM's program")
-    given = arguments.parse_args()
+    given = read_arguments(__doc__)
     values: dict[str, dict[str, list[float]]] = {"requests": {}, "events": {}, "milliseconds": {}}
     with ExitStack() as running:
         behind = running.enter_context(

@@ -31,6 +31,7 @@ from arriero.gateway.entrance import Entrance
 from arriero.models.sources.catalog import DEFAULT_MODEL
 from arriero.models.sources.download import fetch
 from arriero.pool import Pool, ServedModel
+from clock import Clock
 from hub_server import Hub, serving
 from references.vocabularies import unpack
 
@@ -38,6 +39,12 @@ from references.vocabularies import unpack
 # may be imported under two names.
 if "arriero-tests-" not in os.environ.get("XDG_DATA_HOME", ""):
     os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="arriero-tests-")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """In May 2026."""
+    return Clock()
 
 
 FIGURES: list[str] = []

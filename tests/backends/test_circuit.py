@@ -1,13 +1,7 @@
 """When a server is left alone, and when it is asked again."""
 
 from arriero.backends.circuit import Circuit
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from clock import Clock
 
 
 def test_a_few_failures_in_a_row_open_it_and_an_answer_between_does_not() -> None:
@@ -79,7 +73,7 @@ def test_pauses_are_drawn_from_a_range_and_have_an_end() -> None:
 
 
 def test_a_server_that_asks_for_a_rest_is_well() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     circuit = Circuit(clock)
     circuit.rest(10.0)
     assert circuit.rests

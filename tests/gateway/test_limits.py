@@ -9,19 +9,7 @@ from hypothesis import strategies as st
 
 from arriero.gateway import limits
 from arriero.gateway.limits import Bucket, duration
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_780_000_000.0  # 2026-05-28
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from clock import Clock
 
 
 @pytest.fixture

@@ -18,19 +18,7 @@ from arriero.errors import StoreError
 from arriero.store import keys, ledger, usage
 from arriero.store.database import open_database
 from arriero.store.ledger import Ledger, totals
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_780_000_000.0  # 2026-05-28
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from clock import Clock
 
 
 @pytest.fixture
