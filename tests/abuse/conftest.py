@@ -59,6 +59,8 @@ class House:
     """A server with a model in its own process, one in a child, and several of others that fail."""
 
     run: Running
+    log: Path
+    """Of every request, with the beginning of its body."""
 
     @property
     def url(self) -> str:
@@ -139,6 +141,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         kinds = {"alice": {}, "many": {}, "one": {}, "chats": {"endpoints": ("chat/*",)}}
         log = stack.enter_context((directory / "log").open("w"))
         run = stack.enter_context(
-            running(["--config", str(config), "--log-level", "error"], kinds, directory, stderr=log)
+            running(["--config", str(config), "--log-format", "json", "--log-prompts"], kinds, directory, stderr=log)
         )
-        yield House(run)
+        yield House(run, directory / "log")
