@@ -87,8 +87,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:  # noqa: D102
         self._head_began, self._head_size, self._trailer_size = None, 0, 0
-        self._body_began = time.monotonic()
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise ValueError("a request names one host")  # the parser's own error then, as for a target that is no URL
         super().on_headers_complete()
+        self._body_began = time.monotonic()
 
     def on_message_complete(self) -> None:  # noqa: D102
         self._body_began = None
