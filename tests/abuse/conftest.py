@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import random
 import sys
@@ -19,10 +20,16 @@ import pytest
 from backends.conftest import Faulty
 from tiny_directory import write_directory
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+for name in ("soak_clients", "soak_server", "soak"):  # not by a path, on which there are others of the tests' names
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    if name not in sys.modules:
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
 
-from soak_clients import Client, Told
-from soak_server import WARDEN, Running, Watch, running
+from soak_clients import Client, Told  # noqa: E402
+from soak_server import WARDEN, Running, Watch, running  # noqa: E402
 
 LONG = bool(os.environ.get("PROOF"))
 SLOTS = 2
