@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from arriero.runners.native.plan import GROUP
-from arriero.runners.native.quantisation import pack_groups, pack_rows, quantise_bytes, quantise_nibbles
+from arriero.runners.native.quantisation import lie_in_groups, pack_groups, pack_rows, quantise_bytes, quantise_nibbles
 
 
 def restored(integers, scales, lows):
@@ -40,6 +40,21 @@ def test_weights_of_such_groups_stay_as_they_are(rng):
     scales, lows = (rng.standard_normal((64, 3)).astype(np.float16).astype(np.float32) for _ in range(2))
     weight = (integers * np.abs(scales)[..., None] + lows[..., None]).astype(np.float32).reshape(64, -1)
     np.testing.assert_array_equal(restored(*quantise_nibbles(weight)), weight)
+    assert lie_in_groups(weight)
+
+
+def test_weights_of_even_steps_around_zero_stay_nearly_as_they_are(rng):
+    """As a Q4_0 file has them: few groups use all of 16 steps."""
+    integers = np.clip(np.rint(rng.standard_normal((64, 3, GROUP)) * 3), -8, 7)
+    integers[..., 0] = -8
+    scales = np.abs(rng.standard_normal((64, 3))).astype(np.float16).astype(np.float32)
+    weight = (integers * scales[..., None]).astype(np.float32).reshape(64, -1)
+    np.testing.assert_allclose(restored(*quantise_nibbles(weight)), weight, atol=1e-2)
+    assert lie_in_groups(weight)
+
+
+def test_normal_weights_do_not_lie_in_groups(rng):
+    assert not lie_in_groups(rng.standard_normal((64, 50), np.float32))
 
 
 @pytest.mark.parametrize("quantise", [quantise_nibbles, quantise_bytes])

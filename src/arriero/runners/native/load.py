@@ -64,7 +64,7 @@ def load_runner(
 ) -> NativeRunner:
     """A runner for a checkpoint, from what was converted into `cache` at the first call.
 
-    `calibration` is for int8. The other arguments are as `arriero.runners.onnx.load_runner` has them.
+    The other arguments are as `arriero.runners.onnx.load_runner` has them.
 
     Raises:
         UnsupportedModel: the kernels do not compute this architecture.
@@ -73,8 +73,7 @@ def load_runner(
     if (reason := reason_against(checkpoint.config)) is not None:
         raise UnsupportedModel(f"The native engine does not compute this model. {reason}")
     key = {"checkpoint": checkpoint.identity, "engine": "native", "weights": weights}
-    if weights == "int8":
-        key["calibration"] = " ".join(map(str, calibration))
+    key["calibration"] = " ".join(map(str, calibration))
     directory = converted(cache, key, lambda empty: _convert(checkpoint, weights, calibration, empty, progress))
     return NativeRunner(
         directory,
@@ -96,12 +95,14 @@ def _convert(
     directory: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    from arriero.runners.native.quantisation import lie_in_groups
     from arriero.runners.native.weights import write_weights
 
     source = checkpoint
-    if weights == "int8":
+    # Other coordinates would part what lies in groups from them.
+    if weights == "int8" or not lie_in_groups(checkpoint.tensor("model.layers.0.mlp.gate_proj.weight")):
         from arriero.runners.onnx.load import format_of, smoothed
 
         # The graph is needed only to see what a text does to the model.
-        source = smoothed(checkpoint, format_of("int8", checkpoint.config), calibration, directory)
+        source = smoothed(checkpoint, format_of(weights, checkpoint.config), calibration, directory)
     write_weights(source, directory, FORMS[weights], progress)

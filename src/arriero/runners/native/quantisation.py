@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 from arriero.runners.native.plan import GROUP, LANES, UNIT
 
 _REACHES = (1.0, 0.9, 0.8)
-"""Shares of a group's range that its 16 steps are first laid over."""
+"""Shares of a group's range that its steps are first laid over, before they are fitted to it."""
 
+_CHUNK = 64
+"""Outputs at a time: what is computed with stays in the processor's cache."""
+_NOTHING = 0.02
+"""What weights may lose of themselves; others lose 0.07."""
+
+_Choice = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]
 Quantised = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16] | None]
 """Integers [out, in]; scales [out, groups]; lows [out, groups], or None where they are -128 scales."""
 
@@ -27,12 +33,27 @@ def quantise_bytes(weight: NDArray[np.float32]) -> Quantised:
 
 
 def quantise_nibbles(weight: NDArray[np.float32]) -> Quantised:
-    """4 bits from each group's own low on: of a few choices the one that leaves the least squared error.
+    """4 bits from each group's own low on: of some choices the one that leaves the least squared error.
 
-    What comes from such groups, as GGUF files in Q4_1 do, stays as it is.
+    What was in such groups before, as in GGUF's Q4_0, Q4_1 and Q4_K, stays as it was to within the rounding of halves.
     """
+    parts = [_nibbles(weight[start : start + _CHUNK]) for start in range(0, len(weight), _CHUNK)]
+    integers, scales, lows = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return integers, scales, lows
+
+
+def lie_in_groups(weight: NDArray[np.float32]) -> bool:
+    """Whether weights [out, in] were integers of 4 bits in such groups before: then they lose next to nothing."""
+    some = np.pad(weight[:_CHUNK], [(0, 0), (0, -weight.shape[1] % GROUP)])
+    integers, scales, lows = _nibbles(some)
+    groups = (-1, some.shape[1] // GROUP, GROUP)
+    error = _error(some.reshape(groups), integers.reshape(groups), scales, lows)
+    return bool(error.sum() < _NOTHING**2 * np.square(some).sum())
+
+
+def _nibbles(weight: NDArray[np.float32]) -> _Choice:
     values = weight.reshape(len(weight), -1, GROUP)
-    (integers, scales, lows), *others = (choice for reach in _REACHES for choice in _choices(values, reach))
+    (integers, scales, lows), *others = _choices(values)
     least = _error(values, integers, scales, lows)
     for choice in others:
         error = _error(values, *choice)
@@ -79,23 +100,32 @@ def pack_groups(
     return np.concatenate(parts, axis=2)
 
 
-def _choices(
-    values: NDArray[np.float32], reach: float
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]]:
-    """Integers, scales and lows that lay their steps over a share of each group's range, then ever nearer fits."""
+def _choices(values: NDArray[np.float32]) -> Iterator[_Choice]:
+    """Integers, scales and lows of all groups, in several ways."""
     least, most = values.min(2), values.max(2)
-    scale = (most - least) * np.float32(reach / 15)
-    low = least + (most - least) * np.float32((1 - reach) / 2)
+    for steps in range(15, 7, -1):  # as many as a group from a file may use
+        yield _rounded(values, (most - least) / np.float32(steps), least)
     mean = values.mean(2)
-    for _ in range(3):
-        scales, lows = _halves(np.where(scale > 0, scale, 1)), _halves(low)
-        steps = np.clip(np.rint((values - _single(lows)) / _single(scales)), 0, 15)
-        yield steps.astype(np.uint8), scales, lows
-        centre = steps.mean(2)
-        spread = steps - centre[..., None]
-        squares = np.einsum("ogi,ogi->og", spread, spread)
-        scale = np.einsum("ogi,ogi->og", spread, values) / np.where(squares > 0, squares, 1)
-        low = mean - scale * centre
+    for reach in _REACHES:
+        scale = (most - least) * np.float32(reach / 15)
+        low = least + (most - least) * np.float32((1 - reach) / 2)
+        for _ in range(2):
+            integers, _, _ = _rounded(values, scale, low)
+            centre = integers.mean(2, dtype=np.float32)
+            spread = integers - centre[..., None]
+            squares = np.einsum("ogi,ogi->og", spread, spread)
+            scale = np.einsum("ogi,ogi->og", spread, values) / np.where(squares > 0, squares, 1)
+            low = mean - scale * centre
+        yield _rounded(values, scale, low)
+
+
+def _rounded(values: NDArray[np.float32], scale: NDArray[np.float32], low: NDArray[np.float32]) -> _Choice:
+    """What the numbers of these groups become with a scale and a low."""
+    scales, lows = _halves(np.where(scale > 0, scale, 1)), _halves(low)
+    steps = values - _single(lows)
+    steps /= _single(scales)
+    np.rint(steps, out=steps)
+    return np.clip(steps, 0, 15, out=steps).astype(np.uint8), scales, lows
 
 
 def _single(halves: NDArray[np.float16]) -> NDArray[np.float32]:
