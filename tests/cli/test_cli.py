@@ -22,6 +22,23 @@ def test_the_version_needs_nothing_big():
     assert {"numpy", "pydantic", "typer", "fastapi", "onnxruntime"}.isdisjoint(modules)
 
 
+def test_the_commands_need_nothing_that_only_some_of_them_use():
+    code = "import sys; import arriero.cli.commands; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {
+        "numpy",
+        "fastapi",
+        "uvicorn",
+        "uvloop",
+        "onnxruntime",
+        "numba",
+        "huggingface_hub",
+        "tokenizers",
+        "sqlite3",
+    }
+    assert heavy.isdisjoint(modules)
+
+
 def test_help_names_the_commands(call):
     finished = call("--help")
     assert finished.status == 0

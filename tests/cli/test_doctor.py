@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -302,6 +303,12 @@ def test_a_model_of_the_hub_that_is_yet_to_be_fetched(settings, hub, tiny):
     assert wrong(models.check_models(settings(model="org/tiny"))) == []
 
 
+def test_a_repository_of_several_models(settings, hub):
+    hub.add("org/several", {"a.Q4_0.gguf": b"", "a.Q8_0.gguf": b""})
+    finding = only(models.check_models(settings(model="org/several")))
+    assert finding.mend == "arriero models pull org/several:Q4_0"
+
+
 def test_a_hub_that_says_nothing(settings, hub, monkeypatch):
     ended = threading.Event()
     monkeypatch.setattr(models, "_PATIENCE", 0.05)
@@ -331,12 +338,13 @@ def test_a_port_that_something_else_has(settings, taken, monkeypatch):
         assert address.listener(taken)[0] == os.getpid()
 
 
-def test_a_port_that_an_arriero_has(settings, go_live):
-    live = go_live()
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_port_that_an_arriero_has(settings, go_live, key):
+    live = go_live(api_key=key)
     finding = only(address.check_address(settings(port=int(live.url.rpartition(":")[2]))))
     assert finding.status == "warn"
     assert "an Arriero listens" in finding.found
-    assert finding.found.endswith("and is ready")
+    assert re.search("and is (ready|alive)$", finding.found)
 
 
 def test_a_port_that_is_for_others(settings, monkeypatch):

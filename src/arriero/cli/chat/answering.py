@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from contextlib import aclosing
@@ -11,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from arriero.cli.chat.conversation import Conversation
+from arriero.cli.output import harmless
 from arriero.cli.remote import Piece, Remote
 from arriero.errors import ArrieroError
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that would steer a terminal: what a model writes is no reason to do so."""
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -79,10 +77,10 @@ class Screen:
             if not self._thinking:
                 self._write(f"{self._dim}Thinking: ")
                 self._thinking = True
-            self._write(_CONTROL.sub("", piece.reasoning))
+            self._write(harmless(piece.reasoning))
         if piece.text:
             self._end_thinking("\n\n")
-            self._write(_CONTROL.sub("", piece.text) if self._terminal else piece.text)
+            self._write(harmless(piece.text) if self._terminal else piece.text)
 
     def end(self) -> None:
         """The answer is over; whatever follows begins a line."""

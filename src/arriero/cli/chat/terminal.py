@@ -16,6 +16,7 @@ import platformdirs
 
 from arriero.cli.chat.answering import Answer, Screen, ask
 from arriero.cli.chat.conversation import Conversation
+from arriero.cli.output import harmless
 from arriero.cli.remote import Remote
 from arriero.errors import ArrieroError, ConfigError
 
@@ -56,13 +57,14 @@ class Terminal:
 
     def run(self) -> None:
         """Talk until /quit, Ctrl-D, or Ctrl-C twice."""
-        print(f"{self._conversation.model} at {self._remote.url}. /help lists the commands, Ctrl-D leaves.")
+        print(f"{harmless(self._conversation.model)} at {self._remote.url}. /help lists the commands, Ctrl-D leaves.")
         with _History(self._complete):
             interrupted = False
             while True:
                 try:
-                    self._take(_read())
+                    text = _read()
                     interrupted = False
+                    self._take(text)
                 except EOFError:
                     print()
                     return
@@ -75,7 +77,7 @@ class Terminal:
                     print("Ctrl-C again or Ctrl-D leaves.")
                     interrupted = True
                 except ArrieroError as error:
-                    print(error, file=sys.stderr)
+                    print(harmless(str(error)), file=sys.stderr)
 
     def _take(self, text: str) -> None:
         if not text.strip():
@@ -99,7 +101,7 @@ class Terminal:
         if answer.text:
             self._conversation.answer(answer.text)
         if answer.failure:
-            print(answer.failure, file=sys.stderr)
+            print(harmless(answer.failure), file=sys.stderr)
         elif answer.stopped:
             print("(stopped)")
         elif answer.finish_reason not in ("stop", None):
@@ -123,7 +125,7 @@ class Terminal:
 
     def _do_models(self, rest: str) -> None:
         for name in self._runner.run(self._remote.models()):
-            print(f"{'*' if name == self._conversation.model else ' '} {name}")
+            print(f"{'*' if name == self._conversation.model else ' '} {harmless(name)}")
 
     def _do_set(self, rest: str) -> None:
         parameters = self._conversation.parameters
@@ -162,7 +164,7 @@ class Terminal:
 
     def _do_usage(self, rest: str) -> None:
         prompt, completion = self._tokens.values()
-        print(f"{prompt:,} tokens were read and {completion:,} written in this chat.")
+        print(f"{prompt:,} tokens were read and {completion:,} written in this chat, as far as the server told.")
         last = self._last
         if last is None or last.first is None:
             return

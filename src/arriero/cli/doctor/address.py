@@ -10,14 +10,12 @@ from contextlib import closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
-import orjson
-
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
+from arriero.cli.doctor.running import status_of
 from arriero.cli.doctor.store import num_keys
 from arriero.config import Settings
 from arriero.errors import ArrieroError, ConfigError
 
-_STATES = ("ready", "loading", "stopping")
 _ROOM = 128
 """Open files beside those of requests: weights, logs, the store, pipes."""
 
@@ -85,13 +83,15 @@ async def _state(url: str) -> str | None:
 
     remote = Remote(url)
     try:
-        _, body = await remote.get("/health/ready")
-        state = orjson.loads(body).get("status")
-    except (ArrieroError, orjson.JSONDecodeError, AttributeError):
+        live = status_of((await remote.get("/health/live"))[1])
+        ready = status_of((await remote.get("/health/ready"))[1])
+    except ArrieroError:
         return None
     finally:
         await remote.close()
-    return state if state in _STATES else None
+    if live not in ("ok", "failed"):
+        return None
+    return "not alive" if live == "failed" else str(ready or "alive")  # The second may ask for a key.
 
 
 def listener(port: int) -> tuple[int, str] | None:

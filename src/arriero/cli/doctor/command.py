@@ -10,7 +10,7 @@ import typer
 
 from arriero import config
 from arriero.cli.completion import complete_config, complete_model
-from arriero.cli.output import Json, print_json
+from arriero.cli.output import Json, harmless, print_json
 
 if TYPE_CHECKING:
     from arriero.cli.doctor.finding import Finding
@@ -116,6 +116,6 @@ def _show(finding: Finding) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_MARKS[finding.status], Text(f"{finding.check:<10} {finding.found}"))
+    console.print(_MARKS[finding.status], Text(f"{finding.check:<10} {harmless(finding.found)}"))
     if finding.mend and finding.status != "ok":
         console.print(Text(f"     {'':<10} {finding.mend}", style="bold"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -127,6 +128,8 @@ def _mend_hub(message: str, pull: str) -> str:
     """What helps against the complaints of `models.sources.hub`."""
     if "HF_HUB_OFFLINE" in message:
         return f"unset HF_HUB_OFFLINE && {pull}"
+    if several := re.search(r"as in (\S+): ", message):
+        return command("arriero", "models", "pull", several[1])
     if "hf auth login" in message:
         return "hf auth login"
     return f"HF_ENDPOINT=https://... {pull}" if "cannot be fetched" in message else _LIST
@@ -135,6 +138,7 @@ def _mend_hub(message: str, pull: str) -> str:
 def _check_files(name: str, path: Path, converted: int, settings: Settings) -> Iterator[Finding]:
     """The files of a model; raises what is wrong with them."""
     from arriero.app.engines import choose_engine, is_encoder
+    from arriero.app.loading import AUTO_WEIGHTS
     from arriero.models.decoders.description import BYTES_PER_WEIGHT, describe
     from arriero.models.sources.resolve import resolve
 
@@ -156,12 +160,13 @@ def _check_files(name: str, path: Path, converted: int, settings: Settings) -> I
     yield ok("model", f"{path}: {facts}" if path == Path(name).expanduser() else f"{name} is at {path}: {facts}")
     yield ok("engine", f"{name} runs on {choice.engine}. {choice.reason}")
     encodes = is_encoder(path)
-    yield from _check_vocabulary(name, path, settings, chats=known.has_chat_template, encodes=encodes)
-    auto = "int8" if choice.engine in ("native", "onnx") and not encodes else "fp32"
+    yield from _check_vocabulary(name, path, settings, chats="chat" in known.tasks, encodes=encodes)
+    auto = AUTO_WEIGHTS if choice.engine in ("native", "onnx") and not encodes else "fp32"
     form = auto if settings.weights == "auto" else settings.weights
     weights = round((known.parameters or 0) * BYTES_PER_WEIGHT.get(form, _HALF))
     context = settings.context or known.context or 0
-    yield from _check_memory(name, form, weights, (known.bytes_per_token or 0) * context, context)
+    smaller = "int8" if choice.engine == "torch" or encodes else "int4"
+    yield from _check_memory(name, form, smaller, weights, (known.bytes_per_token or 0) * context, context)
     free = shutil.disk_usage(existing(settings.cache)).free
     if choice.engine != "torch" and not converted and weights > free:
         found = f"{name} is converted into {readable_size(weights)}, {settings.cache} has {readable_size(free)} left"
@@ -180,22 +185,25 @@ def _check_vocabulary(name: str, path: Path, settings: Settings, *, chats: bool,
     if encodes:
         yield ok("tokenizer", f"{vocabulary.tokenizer.vocab_size:,} tokens")
         return
-    if not chats and settings.profile != "alpaca":
+    template = vocabulary.chat  # It raises what is wrong with it.
+    if template is None and not chats and settings.profile != "alpaca":
         found = f"{name} has no chat template: /v1/completions works, /v1/chat/completions is refused"
         yield warn("template", found, command("arriero", "serve", name, "--profile", "alpaca"))
         return
-    assert vocabulary.chat is not None or settings.profile == "alpaca"
-    yield ok("tokenizer", f"{vocabulary.tokenizer.vocab_size:,} tokens, and a chat template")
+    how = "and a chat template" if template else "and a way to chat without a template"
+    yield ok("tokenizer", f"{vocabulary.tokenizer.vocab_size:,} tokens, {how}")
 
 
-def _check_memory(name: str, form: str, weights: int, keys_and_values: int, context: int) -> Iterator[Finding]:
+def _check_memory(
+    name: str, form: str, smaller: str, weights: int, keys_and_values: int, context: int
+) -> Iterator[Finding]:
     """The weights fit beside what runs, and so does one conversation as long as the context."""
     from arriero.machine import available_memory
 
     free = available_memory()
     takes = f"{name} takes {readable_size(weights)} as {form}"
     if weights > free:
-        mend = None if form == "int4" else command("arriero", "serve", name, "--weights", "int4")
+        mend = None if form in (smaller, "int4") else command("arriero", "serve", name, "--weights", smaller)
         yield fail("memory", f"{takes}, {readable_size(free)} are free", mend)
     elif weights + keys_and_values > free:
         fitting = max(1, context * (free - weights) // keys_and_values // 2)

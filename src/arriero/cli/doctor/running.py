@@ -67,6 +67,11 @@ async def _models(remote: Remote, model: str | None) -> Finding:
     return ok("server", f"its models: {listed}")
 
 
+def status_of(body: bytes) -> object:
+    """What a route of health says that the server is."""
+    return _object(body).get("status")
+
+
 def _object(body: bytes) -> dict[str, object]:
     try:
         value = orjson.loads(body)
