@@ -26,6 +26,7 @@ SCRIPTS = {
     "turns": (["scenarios.py", "turns"], 3, []),
     "system": (["scenarios.py", "system"], 2, []),
     "intruder": (["scenarios.py", "intruder"], 3, []),
+    "speculation": (["scenarios.py", "speculation"], 2, []),
     "start": (["resources.py", "start"], 5, []),
     "memory": (["resources.py", "memory"], 1, []),
     "api": (["api_layer.py"], 3, []),

@@ -48,12 +48,14 @@ class Contestant:
         return json.dumps(flags) if isinstance(flags, Mapping) else shlex.join(flags)
 
 
-def arriero(weights: str, *, model: Path | None = None, label: str = "") -> Contestant:
+def arriero(weights: str, *, model: Path | None = None, label: str = "", guesses: int = 0) -> Contestant:
     """Arriero with default settings but the format; `model` is the catalog's default where none is given."""
-    source = [] if model is None else [str(model)]
+    options = ["--port", "0", "--weights", weights, "--log-level", "warning"]
+    options += ["--speculation", str(guesses)] if guesses else []
+    command = ["serve", *([] if model is None else [str(model)]), *options]
     return Contestant(
-        label or f"Arriero {weights}",
-        lambda clients, context: ["serve", *source, "--port", "0", "--weights", weights, "--log-level", "warning"],
+        label or f"Arriero {weights}" + (f", {guesses} guesses" if guesses else ""),
+        lambda clients, context: command,
         serve_arriero,
         {"ignore_eos": True},
     )

@@ -1,6 +1,6 @@
 """What callers feel beyond throughput, Arriero and llama.cpp in one run and by turns.
 
-    python benchmarks/scenarios.py [poisson prompt turns system intruder] [--repetitions 3] [--only NAMES]
+    python benchmarks/scenarios.py [poisson prompt turns system intruder speculation] [--repetitions 3] [--only NAMES]
 
 - poisson: requests at random moments (100-word prompts, 64 tokens) at 70 % of what the same server answers when 16
   clients keep it busy: time to first token, its median, 95th percentile and largest; 60 requests a repetition.
@@ -11,8 +11,11 @@
   for the first 16 that have that system prompt ("new"), and for 32 more ("known").
 - intruder: eight running streams, and a prompt of 2,000 words: the gaps between two tokens of the streams from its
   arrival to its first token (95th percentile), over their median before it came.
+- speculation: one client that asks for passages of documentation to be corrected, rewritten, summarised and explained,
+  Arriero with and without guesses (`--speculation`): tokens a second, and whether all answers are the same.
 
-Everything is greedy, of fixed length, checked by `usage`, with new prompts in every repetition. Nobody speculates.
+Everything is greedy, of fixed length, checked by `usage`, with new prompts in every repetition, and nobody speculates:
+all but in `speculation`.
 llama.cpp's prompt cache is off in `poisson` and `prompt`, where there is nothing to find, and as it is by default in
 the others. Servers are warm: each has answered before. A measurement is taken again when other processes took more
 than a tenth of a core.
@@ -29,14 +32,16 @@ from typing import Any
 
 import uvloop
 
+from arriero import config_sources
 from arriero.bench import words
 from arriero.bench.client import Endpoint
 from arriero.bench.load import Load, first_model, measure, send
 from arriero.bench.measurement import Measurement
 from arriero.bench.report import percentile
-from contestants import Contestant, by_turns, check, line_up, put, standing
+from contestants import Contestant, arriero, by_turns, check, line_up, put, standing
 from figures import Figures, Verdict, chosen, medians, ratios, run_named
 from machine import quietly
+from quality import documentation
 
 FASTEST = ("Q4_0",)
 """llama.cpp's file with most tokens a second at any number of clients (`compare.py`), where one has to do."""
@@ -259,12 +264,77 @@ def _gaps(measurement: Measurement) -> list[tuple[float, float]]:
     return spans
 
 
+ASKS = (
+    "Correct the grammar of this text: {}",
+    "Rewrite this text for beginners: {}",
+    "Summarise this text: {}",
+    "Explain this text, quoting it: {}",
+)
+PASSAGES = 2
+"""Of prose, for each way of asking."""
+PASSAGE_WORDS = 150
+GUESSES = (3, 7)
+
+
+def speculation(repetitions: int, only: set[str] | None) -> Figures:
+    contestants = [arriero("int8"), *(arriero("int8", guesses=guesses) for guesses in GUESSES)]
+    contestants = chosen([*contestants, *line_up(weights=(), files=FASTEST)], only)
+    prompts = _passages()
+    said: dict[str, list[str]] = {}
+
+    def ask(each: Contestant, url: str, seed: int) -> dict[str, float]:
+        measurements = uvloop.run(_answers(each, url, prompts))
+        said[each.name] = [one.text for one in measurements]
+        writing = sum(one.latency - (one.first_token or 0) for one in measurements)
+        return {"1 client": sum(one.output_tokens - 1 for one in measurements) / writing}
+
+    with standing(contestants, 1, 1024) as urls:
+        values = by_turns(contestants, urls, repetitions, ask)
+    ours = [each.name for each in contestants if each.ours]
+    if any(said[name] != said[ours[0]] for name in ours):
+        raise RuntimeError("with guesses Arriero answers something else")
+    speeds = medians(values["1 client"])
+    return Figures(
+        name="speculation",
+        title="Answers about passages of documentation, the prompts' reading left out",
+        unit="tokens/s",
+        values=values,
+        verdicts=[Verdict(f"{name} / without guesses", speeds[name] / speeds[ours[0]]) for name in ours[1:]],
+        flags=flags(contestants, 1, 1024),
+        details={"answers": said},
+    )
+
+
+def _passages() -> list[str]:
+    """Pieces of Django's documentation, evenly spread, in every way of asking."""
+    downloads = config_sources.load({}).cache / "benchmarks"
+    downloads.mkdir(parents=True, exist_ok=True)
+    prose = documentation(downloads).split()
+    starts = range(0, len(prose), len(prose) // (PASSAGES * len(ASKS)))[: PASSAGES * len(ASKS)]
+    passages = [" ".join(prose[start : start + PASSAGE_WORDS]) for start in starts]
+    return [ASKS[index % len(ASKS)].format(passage) for index, passage in enumerate(passages)]
+
+
+async def _answers(contestant: Contestant, url: str, prompts: Sequence[str]) -> list[Measurement]:
+    """To one prompt after the other, up to the model's own end."""
+    endpoint = Endpoint(url, new_connection=True)
+    body = {"model": await first_model(endpoint, url), "max_tokens": 96, "temperature": 0, "stream": True}
+    body |= {"stream_options": {"include_usage": True}}
+    measurements = []
+    for prompt in prompts:
+        messages = [{"role": "user", "content": prompt}]
+        measurements.append(await send(endpoint, "/chat/completions", {**body, "messages": messages}))
+    if errors := [each.error for each in measurements if each.error]:
+        raise RuntimeError(f"{contestant.name}: {errors[0]}")
+    return measurements
+
+
 def _own(contestant: Contestant, what: str, value: float, most: float) -> Verdict:
     """A ratio of a contestant's own figures, of which ours has a goal."""
     return Verdict(f"{contestant.name}, {what}", value, most if contestant.ours else None, at_least=False)
 
 
-SCENARIOS = {each.__name__: each for each in (poisson, prompt, turns, system, intruder)}
+SCENARIOS = {each.__name__: each for each in (poisson, prompt, turns, system, intruder, speculation)}
 
 
 if __name__ == "__main__":
