@@ -49,9 +49,9 @@ class Contestant:
 
 
 def arriero(weights: str, *, model: Path | None = None, label: str = "", guesses: int = 0) -> Contestant:
-    """Arriero with default settings but the format; `model` is the catalog's default where none is given."""
+    """Arriero with default settings but the format and guesses; without a `model`, the catalog's default."""
     options = ["--port", "0", "--weights", weights, "--log-level", "warning"]
-    options += ["--speculation", str(guesses)] if guesses else []
+    options += ["--speculation", str(guesses)]
     command = ["serve", *([] if model is None else [str(model)]), *options]
     return Contestant(
         label or f"Arriero {weights}" + (f", {guesses} guesses" if guesses else ""),

@@ -204,11 +204,12 @@ class Settings(BaseModel):
         ge=0,
         le=2**32,
     )
-    speculation: int = _setting(
+    speculation: int | None = _setting(
         "Engine",
-        0,
+        None,
         "Tokens that are guessed from what was said before while one answer is written alone, and verified together: "
-        "the same answer, sooner where texts are quoted or corrected, else hardly. Takes the weights' memory again.",
+        "the same answer, sooner where texts are quoted or corrected, else hardly. Left out: 7 on the native engine, "
+        "0 (none) on others, where they take the weights' memory again.",
         ge=0,
         le=15,
     )

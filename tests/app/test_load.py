@@ -85,7 +85,7 @@ def test_the_fingerprint_tells_what_may_change_answers(directory: Path) -> None:
 @pytest.mark.parametrize(("engine", "graphs"), [("native", 0), ("onnx", 2)])  # one of two graphs verifies
 async def test_guesses_change_no_answer(directory: Path, engine: str, graphs: int) -> None:
     said = []
-    for speculation in (0, 3):
+    for speculation in (0, 3, None):
         chosen = settings(directory, speculation=speculation, engine=engine)
         model = load(chosen)
         await model.engine.start()
@@ -95,7 +95,7 @@ async def test_guesses_change_no_answer(directory: Path, engine: str, graphs: in
             answer = (await client.post("/v1/completions", json=body | {"temperature": 0})).json()
         said.append(answer["choices"])
         await model.engine.close()
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
     assert len(list((directory.parent / "cache").rglob("model.onnx"))) == graphs
 
 

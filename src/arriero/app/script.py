@@ -78,7 +78,7 @@ def scripted_model(settings: Settings) -> ServedModel:
             reply=reply,
             pace=1 / settings.pace if settings.pace else 0.0,
             hidden_size=WIDTH,
-            num_guesses=settings.speculation,
+            num_guesses=settings.speculation or 0,
         )
 
     return ServedModel(
