@@ -219,7 +219,7 @@ async def test_who_comes_while_the_model_loads_waits(launch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     write_directory(tmp_path / "tiny")
-    flags = ("--port", str(port), "--cache", str(tmp_path))
+    flags = ("--port", str(port), "--cache", str(tmp_path), "--engine", "onnx")  # nothing to compile
     async with launch("serve", str(tmp_path / "tiny"), *flags) as process, httpx.AsyncClient(timeout=60) as client:
         url = f"http://127.0.0.1:{port}"
         live = None
