@@ -10,8 +10,10 @@ answer takes than with nobody between.
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -55,6 +57,15 @@ def median_milliseconds(url: str, seconds: float, seed: int) -> float:
     return 1000 * statistics.median(each.latency for each in result.answered)
 
 
+def warm(url: str) -> None:
+    """Have a first answer, which takes some proxies long."""
+    body = json.dumps({"model": "scripted", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4})
+    request = urllib.request.Request(
+        f"{url}/chat/completions", body.encode(), {"content-type": "application/json", "authorization": "Bearer none"}
+    )
+    urllib.request.urlopen(request, timeout=60).read()
+
+
 def main() -> None:
     given = read_arguments(__doc__)
     values: dict[str, dict[str, list[float]]] = {"requests": {}, "events": {}, "milliseconds": {}}
@@ -65,6 +76,8 @@ def main() -> None:
         urls = {"nobody between": behind, "Arriero": running.enter_context(serve_gateway(behind))}
         if given.litellm:
             urls["LiteLLM"] = running.enter_context(serve_litellm(given.litellm, behind))
+        for url in urls.values():
+            warm(url)
         for repetition in range(given.repetitions):
             for what in values:
                 for name, url in urls.items():
