@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from arriero.config import Settings, flag, group
 from arriero.config_sources import complaint, suggestion
 from arriero.errors import ConfigError
 
-_GROUPS = ("Model", "Engine", "Scripted engine")
+_GROUPS = ("Model", "Engine", "Requests", "Scripted engine")
 _OF_ONE_MODEL = ("model", "model_name", "base_model", "lora_model", "tokenizer_path", "lora", "script")
 """Settings that say which model it is, and so cannot stand for all tables."""
 PER_MODEL = frozenset(
@@ -32,6 +33,7 @@ class _Own(BaseModel):
     default: StrictBool = False
     preload: StrictBool = False
     ttl: float | None = Field(None, ge=0, le=1e9)
+    defaults: dict[str, Any] = {}
 
 
 _EXPECTED = {
@@ -40,6 +42,7 @@ _EXPECTED = {
     "default": "true or false",
     "preload": "true or false",
     "ttl": "a number from 0 to 1000000000",
+    "defaults": "a table of parameters",
 }
 
 
@@ -55,6 +58,8 @@ class ModelTable:
     preload: bool
     """Whether it is loaded at the start, and not when somebody first asks for it."""
     ttl: float
+    defaults: Mapping[str, Any]
+    """Parameters that stand for what requests leave out; not checked yet."""
     settings: Settings
     """As for a server of this model alone."""
 
@@ -103,5 +108,6 @@ def _table(number: int, table: dict[str, Any], settings: Settings) -> ModelTable
         default=own.default,
         preload=own.preload,
         ttl=settings.ttl if own.ttl is None else own.ttl,
+        defaults=own.defaults,
         settings=settings.model_copy(update={**changes, "model_name": own.name, "models": ()}),
     )

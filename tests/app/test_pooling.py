@@ -90,6 +90,71 @@ async def test_all_are_listed_with_what_is_known_of_them(tmp_path: Path) -> None
         assert (await client.get("/v1/models/three")).status_code == 404
 
 
+HABITS = """
+engine = "scripted"
+
+[[models]]
+name = "brief"
+aliases = ["short-*"]
+default = true
+completion_max_tokens = 50
+completion_max_n = 2
+completion_max_prompt = 200
+defaults = { max_tokens = 3, temperature = 0, n = 2 }
+
+[[models]]
+name = "llama"
+profile = "alpaca"
+
+[[models]]
+name = "plain"
+"""
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+async def test_each_model_has_its_own_defaults_limits_and_profile(tmp_path: Path) -> None:
+    async with serving(tmp_path, HABITS) as (client, _):
+
+        async def chat(**body: Any) -> httpx.Response:
+            asked = {"messages": HELLO, **body}
+            return await asyncio.create_task(client.post("/v1/chat/completions", json=asked))
+
+        for name in ({}, {"model": "brief"}, {"model": "short-one"}):
+            for answer in (await complete(client, **name), await chat(**name)):
+                assert answer.json()["usage"]["completion_tokens"] == 2 * 3
+        assert (await chat(model="brief", max_tokens=2, n=1)).json()["usage"]["completion_tokens"] == 2
+        assert (await chat(model="brief", max_completion_tokens=2, n=1)).json()["usage"]["completion_tokens"] == 2
+        assert len((await chat(model="brief", n=None)).json()["choices"]) == 2
+        assert (await chat(model="plain")).json()["usage"]["completion_tokens"] == len("Hello") + 1
+        for wrong, body in (("max_tokens", {"max_tokens": 51}), ("n", {"n": 3}), ("prompt", {"prompt": "x" * 201})):
+            refused = await complete(client, model="brief", **body)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, wrong)
+            assert (await complete(client, model="plain", **body)).status_code == 200
+        said = (await chat(model="llama", messages="Hello")).json()
+        assert said.keys() == {"id", "object", "created", "model", "choices"}
+        assert (await chat(model="plain", messages="Hello")).status_code == 400
+        for name, told in (("llama", False), ("plain", True)):
+            answer = await client.post("/v1/embeddings", json={"model": name, "input": "a"})
+            assert ("usage" in answer.json()) == told
+
+
+@pytest.mark.parametrize(
+    ("defaults", "word"),
+    [
+        ("{ temprature = 1 }", "'temprature' is no parameter"),
+        ("{ temperature = 9 }", "'temperature'"),
+        ("{ stream = true }", "'stream'"),
+        ("{ tools = [{}] }", "'tools"),
+        ("{ user = 'x' }", "'user' has no effect"),
+    ],
+)
+async def test_a_default_that_is_none_is_named(defaults: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[\[models\]\] \(one\)") as error:
+        async with serving(tmp_path, f'engine = "scripted"\n[[models]]\nname = "one"\ndefaults = {defaults}\n'):
+            pass
+    assert word in str(error.value)
+
+
 async def test_an_administrator_loads_and_unloads(tmp_path: Path) -> None:
     async with serving(tmp_path, TWO) as (client, pool):
         assert (await client.post("/admin/models/two/load")).json()["state"] == "ready"

@@ -58,6 +58,7 @@ def test_a_table_is_over_what_holds_for_all(tmp_path):
         ('name = "a"\nttl = -1', ["'ttl' in [[models]] 1 (a) is -1", "a number from 0"]),
         ('name = "a"\npreload = 1', ["'preload'", "true or false"]),
         ('name = "a"\naliases = "b"', ["'aliases'", "a list of texts"]),
+        ('name = "a"\ndefaults = 3', ["'defaults'", "a table of parameters"]),
         ('model = "a"', ["'name' in [[models]] 1 is None"]),
         ('name = ""', ["'name' in [[models]] 1 () is ''"]),
     ],

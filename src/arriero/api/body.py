@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import orjson
@@ -48,13 +48,11 @@ async def read_parameters(
     request: Request,
     kind: type[Parameters],
     limit: int,
-    defaults: Mapping[str, Any] | None = None,
-    *,
-    plain_messages: bool = False,
+    complete: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> tuple[Parameters, list[str]]:
     """The body as `kind`, and the names of what in it has no effect: keys that nobody knows, and marked ones.
 
-    `defaults` stand for what the body leaves out; with `plain_messages` a string is one message, the user's.
+    `complete` adds to the body, without its nulls, what stands for what it leaves out.
 
     Raises:
         UnsupportedMediaType: the body is not declared to be JSON.
@@ -69,9 +67,11 @@ async def read_parameters(
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"The request body must be a JSON object, not {_JSON_TYPES[type(value)]}.")
-    value = {**(defaults or {}), **{name: each for name, each in value.items() if each is not None}}
-    if plain_messages and isinstance(value.get("messages"), str):
-        value["messages"] = [{"role": "user", "content": value["messages"]}]
+    return validated(kind, complete({name: each for name, each in value.items() if each is not None}))
+
+
+def validated(kind: type[Parameters], value: dict[str, Any]) -> tuple[Parameters, list[str]]:
+    """The same of a body that is read; raises `InvalidRequest`."""
     try:
         parameters = kind.model_validate(value)
     except ValidationError as error:

@@ -28,9 +28,9 @@ SERVICE_TIER = "default"
 def chat_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The route of chat completions, for the models of `pool`."""
     routes = Routes("Chat")
-    profile, limits = delivery.profile, delivery.limits
+    profile, manners = delivery.profile, delivery.manners_for(pool)
     name = pool.default_name
-    defaults = {**profile.chat_defaults, **default_model(pool, profile)}
+    default = default_model(pool, profile)
 
     description = Description(
         takes=ChatParameters,
@@ -42,25 +42,28 @@ def chat_routes(pool: Pool, delivery: Delivery) -> Routes:
     @routes.post("/v1/chat/completions", description)
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
-        parameters, ignored = await read_parameters(
-            request, ChatParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
-        )
+
+        def complete(body: dict[str, Any]) -> dict[str, Any]:
+            return default | manners.of(body.get("model")).complete_chat(body)
+
+        parameters, ignored = await read_parameters(request, ChatParameters, delivery.body_limit, complete)
+        manner = manners.of(parameters.model)
         model = require(await find_model(request, pool, parameters.model, profile, ignored), "completion", asked="chat")
-        check(parameters, limits)
+        check(parameters, manner.limits)
         messages = template_fields(parameters.messages)
         generation = generation_request(
             model,
             parameters,
             [await encode_chat(model, parameters, messages)],
-            id=profile.new_id("chatcmpl-"),
+            id=manner.profile.new_id("chatcmpl-"),
             max_tokens=parameters.max_tokens if parameters.max_tokens is not None else parameters.max_completion_tokens,
-            default_max_tokens=profile.chat_tokens,
-            limits=limits,
+            default_max_tokens=manner.profile.chat_tokens,
+            limits=manner.limits,
             param="messages",
         )
-        shape = _ChatShape(profile, model, generation, parameters, messages)
+        shape = _ChatShape(manner.profile, model, generation, parameters, messages)
         ignored += without_effect(parameters)
-        return await respond(request, model, generation, shape, parameters, ignored, delivery)
+        return await respond(request, model, generation, shape, parameters, ignored, delivery, manner.profile)
 
     return routes
 

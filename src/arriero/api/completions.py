@@ -30,9 +30,9 @@ Prompt = str | list[int]
 def completion_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The route of text completions, for the models of `pool`."""
     routes = Routes("Completions")
-    profile, limits = delivery.profile, delivery.limits
+    profile, manners = delivery.profile, delivery.manners_for(pool)
     name = pool.default_name
-    defaults = {**profile.completion_defaults, **default_model(pool, profile)}
+    default = default_model(pool, profile)
 
     answer = "AlpacaCompletion" if profile.alpaca else "Completion"
     description = Description(
@@ -45,12 +45,17 @@ def completion_routes(pool: Pool, delivery: Delivery) -> Routes:
     @routes.post("/v1/completions", description)
     async def create_completion(request: Request) -> Response:
         """Continue one text or several."""
-        parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, defaults)
+
+        def complete(body: dict[str, Any]) -> dict[str, Any]:
+            return default | manners.of(body.get("model")).complete_text(body)
+
+        parameters, ignored = await read_parameters(request, CompletionParameters, delivery.body_limit, complete)
+        manner = manners.of(parameters.model)
         model = require(await find_model(request, pool, parameters.model, profile, ignored), "completion")
-        check(parameters, limits)
+        check(parameters, manner.limits)
         infill = _infill(model, parameters)
         prompts = _prompts(parameters)
-        if profile.alpaca and not infill:
+        if manner.profile.alpaca and not infill:
             prompts = [alpaca.instruction(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         size = sum(map(len, prompts)) + len(parameters.suffix)
         generation = generation_request(
@@ -59,16 +64,16 @@ def completion_routes(pool: Pool, delivery: Delivery) -> Routes:
             await apart_if_long(
                 size, lambda: [_encode(model.tokenizer, prompt, infill, parameters.suffix) for prompt in prompts]
             ),
-            id=profile.new_id("cmpl-"),
+            id=manner.profile.new_id("cmpl-"),
             max_tokens=parameters.max_tokens,
-            default_max_tokens=profile.completion_tokens,
-            limits=limits,
+            default_max_tokens=manner.profile.completion_tokens,
+            limits=manner.limits,
             param="prompt",
             end_token_ids=infill.end_token_ids if infill else frozenset(),
         )
-        shape = _CompletionShape(profile, model, generation, parameters, prompts)
+        shape = _CompletionShape(manner.profile, model, generation, parameters, prompts)
         ignored += without_effect(parameters)
-        return await respond(request, model, generation, shape, parameters, ignored, delivery)
+        return await respond(request, model, generation, shape, parameters, ignored, delivery, manner.profile)
 
     return routes
 

@@ -27,23 +27,27 @@ MOST_INPUTS = 2048
 def embedding_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The route of embeddings, for the models of `pool`."""
     routes = Routes("Embeddings")
-    profile = delivery.profile
+    profile, manners = delivery.profile, delivery.manners_for(pool)
     name = pool.default_name
     defaults = default_model(pool, profile, optional=True)
+
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        return defaults | body
 
     example = {"model": name, "input": ["A mule.", "A llama."]}
 
     @routes.post("/v1/embeddings", Description(takes=EmbeddingParameters, gives="Embeddings", example=example))
     async def create_embeddings(request: Request) -> Response:
         """Turn texts into vectors that tell how near their meanings are."""
-        parameters, ignored = await read_parameters(request, EmbeddingParameters, delivery.body_limit, defaults)
+        parameters, ignored = await read_parameters(request, EmbeddingParameters, delivery.body_limit, complete)
         model = require(await find_model(request, pool, parameters.model, profile, ignored), "embedding")
         if parameters.dimensions is not None and parameters.dimensions > model.vectors.width:
             raise above("dimensions", model.vectors.width)
         texts, tokens = _inputs(parameters)
         prompt = _prompt(model, parameters, ignored) if texts else ""
         texts = [prompt + text for text in texts]
-        return await answered(request, ignored, _embed(request, model, parameters, texts, tokens, profile))
+        manner = manners.of(parameters.model)
+        return await answered(request, ignored, _embed(request, model, parameters, texts, tokens, manner.profile))
 
     return routes
 

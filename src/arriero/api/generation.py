@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from arriero.api.limits import Limits
+from arriero.api.manner import Manner, Manners, manner
 from arriero.api.parameters import GenerationParameters
 from arriero.api.profile import OPENAI, Profile
 from arriero.api.shape import Choice, Shape, Usage
@@ -50,12 +51,18 @@ class Delivery:
 
     profile: Profile = OPENAI
     limits: Limits = field(default_factory=Limits)
+    manners: Mapping[str, Manner] = field(default_factory=dict)
+    """By name: of models that have their own profile, limits and defaults."""
     body_limit: int = 16 * 2**20
     """Bytes that a request's body may have."""
     patience: float = 10.0
     """Seconds that a stream's status line waits for the first event."""
     heartbeat: float = 5.0
     """Seconds between signs of life while a stream has nothing to say."""
+
+    def manners_for(self, pool: Pool) -> Manners:
+        """What the manners of all of these models are."""
+        return Manners(pool, manner(self.profile, self.limits), self.manners)
 
 
 async def find_model(request: Request, pool: Pool, name: str, profile: Profile, ignored: list[str]) -> ServedModel:
@@ -120,6 +127,7 @@ async def respond(
     parameters: GenerationParameters,
     ignored: Sequence[str],
     delivery: Delivery,
+    profile: Profile,
 ) -> Response:
     """Answer with a stream or in one piece, as `parameters` ask; a client that leaves ends the generation."""
     caller = caller_of(request.scope)
@@ -128,7 +136,7 @@ async def respond(
     usage = Usage(generation.num_choices, meter_of(request.scope))
     usage.meter.queued_at = time.perf_counter()
     usage.meter.prompt_tokens = sum(map(len, generation.prompts))
-    deltas = _deltas(model, generation, parameters, delivery.profile, usage)
+    deltas = _deltas(model, generation, parameters, profile, usage)
     headers = {IGNORED: ignored_header(ignored)} if ignored else {}
     if parameters.stream:
         stream = EventStream(

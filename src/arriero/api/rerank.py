@@ -30,12 +30,15 @@ def rerank_routes(pool: Pool, delivery: Delivery) -> Routes:
     name = pool.default_name
     defaults = default_model(pool, profile, optional=True)
 
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        return defaults | body
+
     example = {"model": name, "query": "pack animals", "documents": ["A mule.", "A ship."]}
 
     @routes.post("/v1/rerank", Description(takes=RerankParameters, gives="Reranking", example=example))
     async def rerank(request: Request) -> Response:
         """Sort documents by their relevance to a query."""
-        parameters, ignored = await read_parameters(request, RerankParameters, delivery.body_limit, defaults)
+        parameters, ignored = await read_parameters(request, RerankParameters, delivery.body_limit, complete)
         model = require(await find_model(request, pool, parameters.model, profile, ignored), "rerank")
         return await answered(request, ignored, _rerank(request, model, parameters))
 
@@ -44,7 +47,7 @@ def rerank_routes(pool: Pool, delivery: Delivery) -> Routes:
     @routes.post("/v1/score", Description(takes=ScoreParameters, gives="Scores", example=pair))
     async def score(request: Request) -> Response:
         """Tell how near texts are to each other, pair by pair."""
-        parameters, ignored = await read_parameters(request, ScoreParameters, delivery.body_limit, defaults)
+        parameters, ignored = await read_parameters(request, ScoreParameters, delivery.body_limit, complete)
         model = require(await find_model(request, pool, parameters.model, profile, ignored), "score")
         return await answered(request, ignored, _score(request, model, parameters))
 

@@ -49,18 +49,19 @@ class DetokenizeParameters(JSONObject):
 def token_routes(pool: Pool, delivery: Delivery) -> Routes:
     """The routes between text and tokens, for the models of `pool`."""
     routes = Routes("Tokens")
-    profile = delivery.profile
+    profile, manners = delivery.profile, delivery.manners_for(pool)
     name = pool.default_name
     defaults = default_model(pool, profile)
+
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        return defaults | manners.of(body.get("model")).spell_out(body)
 
     text = {"model": name, "prompt": "Once upon a time"}
 
     @routes.post("/tokenize", Description(takes=TokenizeParameters, gives="Tokenized", example=text))
     async def tokenize(request: Request) -> Response:
         """Tell the tokens of a text or of a conversation."""
-        parameters, ignored = await read_parameters(
-            request, TokenizeParameters, delivery.body_limit, defaults, plain_messages=profile.alpaca
-        )
+        parameters, ignored = await read_parameters(request, TokenizeParameters, delivery.body_limit, complete)
         model = await find_model(request, pool, parameters.model, profile, ignored)
         tokens = await _tokens(model, parameters)
         texts = [_read(model, token) for token in tokens] if parameters.return_token_strs else None
@@ -72,7 +73,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> Routes:
     @routes.post("/detokenize", Description(takes=DetokenizeParameters, gives="Detokenized", example=first))
     async def detokenize(request: Request) -> Response:
         """Tell the text of tokens."""
-        parameters, ignored = await read_parameters(request, DetokenizeParameters, delivery.body_limit, defaults)
+        parameters, ignored = await read_parameters(request, DetokenizeParameters, delivery.body_limit, complete)
         model = await find_model(request, pool, parameters.model, profile, ignored)
         known_ids("tokens", parameters.tokens, model.tokenizer)
         text = await apart_if_long(
