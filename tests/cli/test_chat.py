@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from arriero.cli.chat.answering import Screen
+from arriero.cli.chat.command import choose
 from arriero.cli.remote import Piece
 
 # Input and output of a program become a terminal's, control characters included.
@@ -173,6 +174,22 @@ async def test_a_signal_ends_an_answer_in_a_pipe(go_live):
     await process.stdout.read()
     assert await process.wait() == 130
     await live.until(lambda stats: stats.running == 0)
+
+
+async def test_a_server_that_is_loading_is_waited_for(capsys):
+    class Loading:
+        url = "http://server/v1"
+        states = ["loading", "loading", "ready"]  # noqa: RUF012
+
+        async def health(self, route):
+            return {"status": self.states.pop(0)}
+
+        async def models(self, capability):
+            assert not self.states
+            return ["tiny"]
+
+    assert await choose(Loading(), "") == "tiny"
+    assert capsys.readouterr().err == "http://server/v1 is loading its model.\n"
 
 
 def test_where_nobody_listens_the_command_that_helps_is_told(call):

@@ -8,10 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from arriero.cli.doctor import address, caches, configuration, installation, models, store
+from arriero.cli.doctor.processes import listener
 from arriero.cli.doctor.running import check_server
 from arriero.config import Settings
 from arriero.errors import ConfigError
@@ -335,7 +338,7 @@ def test_a_port_that_something_else_has(settings, taken, monkeypatch):
     assert finding.found.startswith(f"something else listens on port {taken}")
     assert finding.mend.startswith("arriero serve --port ")
     if sys.platform == "linux":
-        assert address.listener(taken)[0] == os.getpid()
+        assert listener(taken)[0] == os.getpid()
 
 
 @pytest.mark.parametrize("key", [None, "k"])
@@ -463,6 +466,74 @@ def test_a_server_that_wants_a_key(go_live):
     finding = only(check_server(live.url, None, None))
     assert finding.mend == f"arriero doctor --url {live.url}/v1 --api-key KEY"
     assert wrong(check_server(live.url, "k", None)) == []
+
+
+@contextmanager
+def telling(answers):
+    """A server that has an answer to some paths, a status and a JSON value, and 404 to others."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, value = answers.get(self.path, (404, {}))
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+LISTED = (200, {"data": [{"id": "m"}]})
+
+
+@pytest.mark.parametrize(
+    ("answers", "lines"),
+    [
+        ({"/v1/models": LISTED}, ["ok its models: m"]),
+        ({"/v1/models": (404, {})}, ["fail http URL/v1 answered 404: {}"]),
+        (
+            {"/health/live": (200, {"status": "ok"}), "/health/ready": (503, {"status": "loading"})},
+            ["warn it is loading"],
+        ),
+        (
+            {"/health/live": (503, {"status": "failed", "reason": "an engine failed"}), "/health/ready": (503, {})},
+            ["fail it is not alive: an engine failed"],
+        ),
+        (
+            {
+                "/health/live": (200, {"status": "ok"}),
+                "/health/ready": (200, {"status": "ready", "warning": "the disk is full"}),
+                "/v1/models": LISTED,
+            },
+            ["ok it is alive and ready", "warn its store cannot be used: the disk is full", "ok its models: m"],
+        ),
+    ],
+)
+def test_servers_tell_how_they_are(answers, lines):
+    with telling(answers) as url:
+        findings = list(check_server(url, None, None))
+    assert [f"{each.status} {each.found}".replace(url, "http URL") for each in findings] == lines
+    if "not alive" in lines[0] and sys.platform == "linux":
+        assert findings[0].mend == f"kill {os.getpid()}"
+
+
+def test_a_model_that_is_named_with_a_url_is_the_server_s(call, monkeypatch):
+    monkeypatch.setattr("arriero.cli.doctor.command._OF_INSTALLATION", ())
+    monkeypatch.setattr("arriero.cli.doctor.command._OF_SETTINGS", (("model", "models.check_models"),))
+    with telling({"/v1/models": LISTED}) as url:
+        finished = call("doctor", "m", "--url", url, "--json", ARRIERO_ENGINE="scripted")
+    assert finished.status == 0, finished.stdout
 
 
 def test_a_server_that_is_not_there():

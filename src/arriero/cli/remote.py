@@ -73,6 +73,18 @@ class Remote:
         except Failure as error:
             raise self._failed(error) from None
 
+    async def health(self, route: str) -> dict[str, Any]:
+        """What `/health/live` or `/health/ready` tell, `status` above all; nothing by servers of other kinds.
+
+        Raises `UpstreamError`.
+        """
+        status, body = await self.get(f"/health/{route}")
+        try:
+            value = orjson.loads(body) if status in (200, 503) else {}
+        except orjson.JSONDecodeError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
     async def models(self, capability: str | None = None) -> list[str]:
         """The ids of its models, without those that it says lack `capability`; raises `UpstreamError`."""
         status, body = await self.get("/v1/models")

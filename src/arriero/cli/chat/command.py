@@ -70,7 +70,7 @@ def chat(
         talk.system = system
     with asyncio.Runner() as runner:
         try:
-            talk.model = runner.run(_choose(remote, talk.model))
+            talk.model = runner.run(choose(remote, talk.model))
             if sys.stdin.isatty() and sys.stdout.isatty():
                 from arriero.cli.chat.terminal import Terminal
 
@@ -103,12 +103,13 @@ def _answer_pipe(remote: Remote, talk: Conversation, runner: Runner) -> None:
         raise UpstreamError(answer.failure)
 
 
-async def _choose(remote: Remote, model: str) -> str:
+async def choose(remote: Remote, model: str) -> str:
     """The model to ask, after a look whether anybody is there."""
     from arriero.cli.remote import Nobody, Refused
     from arriero.errors import UpstreamError
 
     try:
+        await _until_loaded(remote)
         names = await remote.models("chat")
     except Nobody as error:
         raise Nobody(
@@ -121,6 +122,19 @@ async def _choose(remote: Remote, model: str) -> str:
     if not (model or names):
         raise UpstreamError(f"{remote.url} has no model to chat with; name one with --model")
     return model or names[0]
+
+
+async def _until_loaded(remote: Remote) -> None:
+    """Wait for an Arriero that has just been started."""
+    import asyncio
+    import sys
+
+    told = False
+    while (await remote.health("ready")).get("status") == "loading":
+        if not told:
+            print(f"{remote.url} is loading its model.", file=sys.stderr)
+            told = True
+        await asyncio.sleep(0.2)
 
 
 def _own_url() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -11,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
-from arriero.cli.doctor.running import status_of
+from arriero.cli.doctor.processes import listener
 from arriero.cli.doctor.store import num_keys
 from arriero.config import Settings
 from arriero.errors import ArrieroError, ConfigError
@@ -83,8 +82,8 @@ async def _state(url: str) -> str | None:
 
     remote = Remote(url)
     try:
-        live = status_of((await remote.get("/health/live"))[1])
-        ready = status_of((await remote.get("/health/ready"))[1])
+        live = (await remote.health("live")).get("status")
+        ready = (await remote.health("ready")).get("status")
     except ArrieroError:
         return None
     finally:
@@ -92,22 +91,6 @@ async def _state(url: str) -> str | None:
     if live not in ("ok", "failed"):
         return None
     return "not alive" if live == "failed" else str(ready or "alive")  # The second may ask for a key.
-
-
-def listener(port: int) -> tuple[int, str] | None:
-    """The process that listens on a port and its name, where the system tells (proc(5), `/proc/net/tcp`)."""
-    inodes = set()
-    for table in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                words = line.split()
-                if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{words[9]}]")
-    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        with suppress(OSError):  # It has ended, or it is not ours to look at.
-            if os.readlink(link) in inodes:
-                return int(link.parts[2]), (link.parents[1] / "comm").read_text().strip()
-    return None
 
 
 def _check_public(settings: Settings) -> Iterator[Finding]:

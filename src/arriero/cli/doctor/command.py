@@ -39,7 +39,9 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="Model that is to be served: name, hub id or path.", autocompletion=complete_model
+            metavar="MODEL",
+            help="Model that is to be served: name, hub id or path; with --url one that the server has.",
+            autocompletion=complete_model,
         ),
     ] = None,
     model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
@@ -92,7 +94,8 @@ def _findings(flags: dict[str, str], url: str | None, key: str | None) -> Iterat
         yield from _guarded(name, function)
     from arriero.cli.doctor.configuration import read_settings
 
-    settings, found = read_settings(flags)
+    asked = flags if url is None else {name: value for name, value in flags.items() if name != "model"}
+    settings, found = read_settings(asked)
     yield found
     for name, function in _OF_SETTINGS if settings else ():
         yield from _guarded(name, function, settings)

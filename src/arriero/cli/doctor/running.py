@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-
-import orjson
+from urllib.parse import urlsplit
 
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
+from arriero.cli.doctor.processes import listener
 from arriero.cli.remote import Nobody, Refused, Remote
 from arriero.errors import UpstreamError
 
@@ -19,10 +19,11 @@ def check_server(url: str, key: str | None, model: str | None) -> Iterator[Findi
 
 
 async def _look(remote: Remote, model: str | None) -> list[Finding]:
-    findings = []
+    findings: list[Finding] = []
     try:
         findings += await _health(remote)
-        findings.append(await _models(remote, model))
+        if not findings or findings[0].status == "ok":  # Another would only let us wait.
+            findings.append(await _models(remote, model))
     except Nobody as error:
         findings.append(fail("server", str(error), command("arriero", "serve", *([model] if model else []))))
     except Refused as error:
@@ -37,17 +38,15 @@ async def _look(remote: Remote, model: str | None) -> list[Finding]:
 
 async def _health(remote: Remote) -> list[Finding]:
     """Nothing for a server of another kind, which has no such routes."""
-    status, body = await remote.get("/health/live")
-    if status not in (200, 503):
+    live = await remote.health("live")
+    if not live:
         return []
-    live = _object(body)
-    _, body = await remote.get("/health/ready")
-    ready = _object(body)
+    ready = await remote.health("ready")
     findings = []
     if live.get("status") == "failed":
-        findings.append(fail("server", f"it is not alive: {live.get('reason')}", "kill -TERM PID && arriero serve"))
+        findings.append(fail("server", f"it is not alive: {live.get('reason')}", _restart(remote.url)))
     if (state := ready.get("status")) == "ready":
-        findings.append(ok("server", "it is alive and ready" if status == 200 else "it lets requests in"))
+        findings.append(ok("server", "it is alive and ready" if live.get("status") == "ok" else "it lets requests in"))
     elif state:
         findings.append(
             warn("server", f"it is {state}", command("curl", "-i", f"{remote.url.removesuffix('/v1')}/health/ready"))
@@ -55,6 +54,14 @@ async def _health(remote: Remote) -> list[Finding]:
     if warning := ready.get("warning"):
         findings.append(warn("server", f"its store cannot be used: {warning}", "arriero doctor"))
     return findings
+
+
+def _restart(url: str) -> str:
+    """What ends a server of this machine, or starts a service of another anew."""
+    parts = urlsplit(url)
+    here = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    process = listener(parts.port or 80) if here else None
+    return command("kill", process[0]) if process else "systemctl restart arriero"
 
 
 async def _models(remote: Remote, model: str | None) -> Finding:
@@ -65,16 +72,3 @@ async def _models(remote: Remote, model: str | None) -> Finding:
             "server", f"it has no model '{model}'; it has {listed}", command("arriero", "chat", "--url", remote.url)
         )
     return ok("server", f"its models: {listed}")
-
-
-def status_of(body: bytes) -> object:
-    """What a route of health says that the server is."""
-    return _object(body).get("status")
-
-
-def _object(body: bytes) -> dict[str, object]:
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
