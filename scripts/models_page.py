@@ -98,7 +98,7 @@ every family.
 
 `--weights int4` is for models whose files have 4 bits a weight: on the native engine those in Q4_0, Q4_1 and Q4_K keep
 their weights in about two thirds of int8's memory, and lose no more than int8 does. Other files' weights are rounded
-to 4 bits, which costs a small model much (SmolLM2-135M 9 % of perplexity, and on ONNX Runtime, whose blocks are
+to 4 bits, which costs a small model much (SmolLM2-135M 7 % of perplexity, and on ONNX Runtime, whose blocks are
 larger, 19 %). One answer at a time is faster than with int8, sixteen together are not.
 
 ## Agreement with transformers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ _REACHES = (1.0, 0.9, 0.8)
 
 _CHUNK = 64
 """Outputs at a time: what is computed with stays in the processor's cache."""
-_NOTHING = 0.02
-"""What weights may lose of themselves; others lose 0.07."""
+_NEAR = 0.02
+"""What weights from such groups may lose, of their magnitude; others lose 0.07."""
 
 _Choice = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]
 Quantised = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16] | None]
@@ -43,33 +44,44 @@ def quantise_nibbles(weight: NDArray[np.float32]) -> Quantised:
 
 
 def lie_in_groups(weight: NDArray[np.float32]) -> bool:
-    """Whether weights [out, in] were integers of 4 bits in such groups before: then they lose next to nothing."""
+    """Whether weights [out, in] were integers of 4 bits in such groups before."""
     some = np.pad(weight[:_CHUNK], [(0, 0), (0, -weight.shape[1] % GROUP)])
-    integers, scales, lows = _nibbles(some)
-    groups = (-1, some.shape[1] // GROUP, GROUP)
-    error = _error(some.reshape(groups), integers.reshape(groups), scales, lows)
-    return bool(error.sum() < _NOTHING**2 * np.square(some).sum())
+    values = some.reshape(len(some), -1, GROUP)
+    return _is_near(values, _best(values, _ranges(values)))
 
 
 def _nibbles(weight: NDArray[np.float32]) -> _Choice:
     values = weight.reshape(len(weight), -1, GROUP)
-    (integers, scales, lows), *others = _choices(values)
-    least = _error(values, integers, scales, lows)
-    for choice in others:
-        error = _error(values, *choice)
-        better = error < least
-        least[better] = error[better]
-        integers[better], scales[better], lows[better] = (each[better] for each in choice)
+    choice = _best(values, _ranges(values))
+    if not _is_near(values, choice):
+        choice = _best(values, chain([choice], _fits(values)))
+    integers, scales, lows = choice
     return integers.reshape(weight.shape), scales, lows
 
 
-def _error(
-    values: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16], lows: NDArray[np.float16]
-) -> NDArray[np.float32]:
+def _best(values: NDArray[np.float32], choices: Iterator[_Choice]) -> _Choice:
+    """For each group the choice of the least error."""
+    integers, scales, lows = best = next(choices)
+    least = _errors(values, best)
+    for choice in choices:
+        errors = _errors(values, choice)
+        better = errors < least
+        least[better] = errors[better]
+        integers[better], scales[better], lows[better] = (each[better] for each in choice)
+    return best
+
+
+def _is_near(values: NDArray[np.float32], choice: _Choice) -> bool:
+    """Whether weights lose next to nothing, all together."""
+    return bool(_errors(values, choice).sum() <= _NEAR**2 * np.square(values).sum())
+
+
+def _errors(values: NDArray[np.float32], choice: _Choice) -> NDArray[np.float32]:
     """The squared error of each group."""
+    integers, scales, lows = choice
     wrong = integers * _single(scales) + _single(lows) - values
-    error: NDArray[np.float32] = np.einsum("ogi,ogi->og", wrong, wrong)
-    return error
+    errors: NDArray[np.float32] = np.einsum("ogi,ogi->og", wrong, wrong)
+    return errors
 
 
 def whole_units(outputs: NDArray[Any]) -> NDArray[Any]:
@@ -100,12 +112,16 @@ def pack_groups(
     return np.concatenate(parts, axis=2)
 
 
-def _choices(values: NDArray[np.float32]) -> Iterator[_Choice]:
-    """Integers, scales and lows of all groups, in several ways."""
+def _ranges(values: NDArray[np.float32]) -> Iterator[_Choice]:
+    """Each group's range in 15 steps, and in fewer: as many as a group from a file may have used."""
     least, most = values.min(2), values.max(2)
-    for steps in range(15, 7, -1):  # as many as a group from a file may use
+    for steps in range(15, 7, -1):
         yield _rounded(values, (most - least) / np.float32(steps), least)
-    mean = values.mean(2)
+
+
+def _fits(values: NDArray[np.float32]) -> Iterator[_Choice]:
+    """Steps over shares of each group's range, fitted to what is rounded to them."""
+    least, most, mean = values.min(2), values.max(2), values.mean(2)
     for reach in _REACHES:
         scale = (most - least) * np.float32(reach / 15)
         low = least + (most - least) * np.float32((1 - reach) / 2)
