@@ -2,6 +2,7 @@ import asyncio
 import json
 import re
 import signal
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 
@@ -174,6 +175,18 @@ async def test_a_signal_ends_an_answer_in_a_pipe(go_live):
     await process.stdout.read()
     assert await process.wait() == 130
     await live.until(lambda stats: stats.running == 0)
+
+
+def test_who_reads_may_have_seen_enough(go_live):
+    live = go_live(pace=200, script=[{"reply": "one two " * 1000}])
+    command = [sys.executable, "-m", "arriero", "chat", "--url", live.url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        process.stdin.write(b"count")
+        process.stdin.close()
+        assert process.stdout.read(8) == b"one two "
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (1, b"")
 
 
 async def test_a_server_that_is_loading_is_waited_for(capsys):
