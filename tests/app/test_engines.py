@@ -9,6 +9,7 @@ from arriero.app import load
 from arriero.app.engines import choose_engine
 from arriero.config import Settings
 from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
+from tiny_directory import write_directory
 
 
 @pytest.fixture
@@ -26,6 +27,17 @@ def test_what_onnx_does_not_take_goes_to_torch(directory):
     assert choice.reason == "The onnx engine does not know the architecture T5ForConditionalGeneration."
     choice = choose_engine(directory("T5ForConditionalGeneration", model_type="t5"))
     assert choice.reason == "It is an encoder-decoder; the onnx engine computes decoders."
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8", "int4"])
+@pytest.mark.parametrize(("fast", "engine"), [(True, "native"), (False, "onnx")])
+def test_the_native_engine_takes_integers_where_it_is_fast(fast, engine, weights, tmp_path, monkeypatch):
+    path = write_directory(tmp_path / "model")
+    monkeypatch.setattr("arriero.runners.native.is_fast", lambda: fast)
+    assert choose_engine(path, weights=weights).engine == engine
+    assert choose_engine(path, weights=weights, engine="native").engine == "native"
+    with pytest.raises(ConfigError, match="in int8 and int4, but --weights is fp32"):
+        choose_engine(path, weights="fp32", engine="native")
 
 
 def no_torch(monkeypatch):

@@ -82,11 +82,14 @@ def test_the_fingerprint_tells_what_may_change_answers(directory: Path) -> None:
     assert len({model.fingerprint for model in models}) == len(models)
 
 
-@pytest.mark.parametrize(("engine", "graphs"), [("native", 0), ("onnx", 2)])  # one of two graphs verifies
-async def test_guesses_change_no_answer(directory: Path, engine: str, graphs: int) -> None:
+@pytest.mark.parametrize(
+    ("engine", "weights", "graphs"),
+    [("native", "int8", 0), ("native", "int4", 0), ("onnx", "int8", 2)],  # one of two graphs verifies
+)
+async def test_guesses_change_no_answer(directory: Path, engine: str, weights: str, graphs: int) -> None:
     said = []
     for speculation in (0, 3, None):
-        chosen = settings(directory, speculation=speculation, engine=engine)
+        chosen = settings(directory, speculation=speculation, engine=engine, weights=weights)
         model = load(chosen)
         await model.engine.start()
         transport = httpx.ASGITransport(create_app(chosen, model))
