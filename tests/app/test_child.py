@@ -88,8 +88,9 @@ async def test_a_scripted_model_needs_no_process() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ("arriero.app.child, arriero.app.loading, arriero.runners.onnx", "fastapi starlette uvicorn"),
-        ("arriero.app.child, arriero.app.web, arriero.cli.serve", "onnxruntime onnx arriero.runners.onnx"),
+        ("arriero.app.opening, arriero.app.loading, arriero.runners.onnx.load", "fastapi starlette uvicorn typer"),
+        ("arriero.app.opening, arriero.app.loading, arriero.runners.native", "numba llvmlite onnx onnxruntime"),
+        ("arriero.app.child, arriero.app.web, arriero.cli.serve", "onnxruntime onnx numba fastapi"),
         ("arriero.app.tracing, arriero.app.web, arriero.cli.serve", "opentelemetry.sdk opentelemetry.exporter"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from arriero.config import Settings
     from arriero.models.sources.download import Progress
     from arriero.pool import ServedModel
+
+COMMAND = (sys.executable, "-m", "arriero.app.opening")
+"""Starts a process for a model."""
 
 
 def load(

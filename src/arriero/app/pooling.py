@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from arriero.app.child import open_model
 from arriero.app.upstreams import has_own_model, open_upstreams
 from arriero.config import Settings
 from arriero.errors import ModelLoadError
 from arriero.model_tables import ModelTable, model_tables
-from arriero.models.sources.download import Progress
 from arriero.pool import Entry, Pool
+
+if TYPE_CHECKING:
+    from arriero.models.sources.download import Progress
 
 _PROCESS = 100 * 2**20
 """Bytes that a model's process takes beside its weights, about."""

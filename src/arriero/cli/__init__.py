@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from arriero import __version__
 from arriero.errors import ArrieroError
+
+_WITHOUT_MODEL = {"-h", "--help", "scripted", "--engine=scripted"}
+"""Words that mean that `arriero serve` computes no model."""
 
 
 def main() -> None:
@@ -13,6 +17,23 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:  # Scripts ask this often: answer before anything big is imported.
         print(f"arriero {__version__}")
         return
+    # NumPy's threads otherwise spin for a while when they are made, and the other core has better things to do.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    if sys.argv[1:2] != ["serve"]:
+        _run()
+        return
+    from arriero.app import COMMAND
+    from arriero.engine.process.spawned import discard_early, spawn_early
+
+    if not _WITHOUT_MODEL & {*sys.argv, os.environ.get("ARRIERO_ENGINE")}:
+        spawn_early(COMMAND)  # It imports what it needs while this process does.
+    try:
+        _run()
+    finally:
+        discard_early()
+
+
+def _run() -> None:
     try:
         from arriero.cli.commands import app
     except ModuleNotFoundError as error:

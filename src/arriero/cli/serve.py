@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from arriero import config, config_sources
 from arriero.cli import log
 from arriero.cli.settings import with_settings
+from arriero.engine.process.spawned import discard_early
 from arriero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
         front.start()
         await asyncio.to_thread(importlib.import_module, "arriero.app.web")
         await asyncio.wait((opening, served), return_when=asyncio.FIRST_COMPLETED)
+    discard_early()  # All models may be those of other servers, or wait until somebody asks for them.
     if not opening.done():
         opening.cancel()
         await asyncio.wait((opening,))

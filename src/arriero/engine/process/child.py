@@ -43,12 +43,17 @@ Open = Callable[[Any, Callable[[Any], None]], tuple[Engine, Any]]
 said about it."""
 
 
-def run(open_engine: Open) -> None:
-    """Be the child whose end of the socket is the file descriptor in the first argument; does not return."""
+def run(open_engine: Open, prepare: Callable[[], None] | None = None) -> None:
+    """Be the child whose end of the socket is the file descriptor in the first argument; does not return.
+
+    `prepare` is called while nobody waits for the child yet: what it is to open may still be on its way.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent(int(sys.argv[2]))
     faulthandler.enable()
+    if prepare:
+        prepare()
     uvloop.run(_live(open_engine, socket.socket(fileno=int(sys.argv[1]))))
 
 

@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import signal
-import socket
-import subprocess
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +15,7 @@ from arriero.core import EncodingRequest, EngineStats, GenerationRequest
 from arriero.engine.process.child import BEAT
 from arriero.engine.process.frames import Channel
 from arriero.engine.process.messages import Abort, Ask, Beat, Close, Failed, News, Order, Progress, Ready
+from arriero.engine.process.spawned import spawn
 from arriero.engine.stream import Stream
 from arriero.errors import EngineDied, ModelLoadError
 
@@ -69,22 +67,13 @@ class Launched:
 
         Raises whatever the child says went wrong (`ModelLoadError`, `ConfigError`), or `EngineDied` if it says nothing.
         """
-        ours, its = socket.socketpair()
-        with its:
-            try:
-                self._process = subprocess.Popen(  # noqa: ASYNC220  # a few milliseconds
-                    [*command, str(its.fileno()), str(os.getpid())],
-                    pass_fds=[its.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # what a server prints is its own
-                    process_group=0,  # Ctrl-C is for the parent alone
-                )
-            except OSError as error:
-                ours.close()
-                self.ended.set()
-                raise ModelLoadError(f"No process could be started for the model: {error}.") from None
+        try:
+            self._process, connection = spawn(command)
+        except OSError as error:
+            self.ended.set()
+            raise ModelLoadError(f"No process could be started for the model: {error}.") from None
         self._watch = asyncio.create_task(self._watch_over())
-        await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=ours)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=connection)
         self._channel.send(Order(content, logging.getLogger().getEffectiveLevel()))
         return await asyncio.shield(self._ready)
 
