@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ def _open(settings: Settings, tell: Callable[[Any], None]) -> tuple[Engine, byte
 
 def _prepare() -> None:
     """Import what most models need, which takes a while; the settings arrive meanwhile."""
-    import arriero.app.loading
-    import arriero.runners.native  # noqa: F401
+    with suppress(ImportError):  # who opens a model says so better
+        import arriero.app.loading
+        import arriero.runners.native  # noqa: F401
 
 
 if __name__ == "__main__":
