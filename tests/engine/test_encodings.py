@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from arriero.compute import Row, RunnerInfo
 from arriero.core import EncodingRequest, Finished, GenerationRequest, Token
-from arriero.engine.encodings import LEAST_COST, Encoded
+from arriero.engine.encoded import Encoded
+from arriero.engine.encodings import LEAST_COST
 from arriero.engine.local import LocalEngine, execute
 from arriero.engine.scheduler import Scheduler
 from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, Overloaded

@@ -22,6 +22,7 @@ from arriero.machine import physical_cores
 from arriero.models.calibration import calibration_tokens
 from arriero.models.card import ModelCard, decoder_tasks, num_parameters
 from arriero.models.checkpoint import open_checkpoint
+from arriero.models.files.gguf_file import open_gguf
 from arriero.models.sources.download import Progress
 from arriero.models.sources.resolve import Resolved, resolve
 from arriero.pool import ServedModel
@@ -75,6 +76,7 @@ def _loaded(
     if settings.engine == "scripted":
         return scripted_model(settings)
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
+    _header = open_gguf(resolved.path) if resolved.path.is_file() else None  # held, so that it is read once
     choice = choose_engine(
         resolved.path,
         engine=settings.engine,

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from arriero.app.child import open_model
-from arriero.app.upstreams import has_own_model, open_upstreams
 from arriero.config import Settings
 from arriero.errors import ModelLoadError
-from arriero.model_tables import ModelTable, model_tables
-from arriero.pool import Entry, Pool
 
 if TYPE_CHECKING:
+    from arriero.model_tables import ModelTable
     from arriero.models.sources.download import Progress
+    from arriero.pool import Entry, Pool
 
 _PROCESS = 100 * 2**20
 """Bytes that a model's process takes beside its weights, about."""
@@ -26,6 +25,15 @@ async def open_pool(
 
     Arguments and errors as `arriero.app.load`.
     """
+    model = None
+    if not settings.models:  # Its process is told before anything else is imported.
+        model = await open_model(settings, on_download=on_download, on_convert=on_convert)
+    from arriero.app.upstreams import has_own_model, open_upstreams
+    from arriero.model_tables import model_tables
+    from arriero.pool import Pool
+
+    if model:
+        return Pool([model])
     tables, upstreams = model_tables(settings), open_upstreams(settings)
     if not tables:
         own = has_own_model(settings)
@@ -48,6 +56,8 @@ async def open_pool(
 
 
 def _entry(table: ModelTable, on_download: Progress | None, on_convert: Callable[[int, int], None] | None) -> Entry:
+    from arriero.pool import Entry
+
     return Entry(
         table.name,
         lambda: open_model(table.settings, on_download=on_download, on_convert=on_convert),

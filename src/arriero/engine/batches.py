@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from arriero.compute import EncoderInfo
 from arriero.core import EncodingRequest, EngineStats
 from arriero.engine import limits
-from arriero.engine.encodings import Encoded
+from arriero.engine.encoded import Encoded
 from arriero.engine.pace import Pace
 from arriero.engine.queue import FairQueue
 from arriero.errors import InvalidRequest, Overloaded

@@ -67,13 +67,6 @@ class Reading:
         return max(len(self.row.tokens), LEAST_COST)
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An encoding request is complete: its vectors, float32 [inputs, width]."""
-
-    vectors: NDArray[np.float32]
-
-
 class Encodings:
     """Those that hold a slot. They take turns, an input each, so that a long list holds nobody up."""
 

@@ -53,7 +53,8 @@ from arriero.core import (
 )
 from arriero.engine import limits
 from arriero.engine.beams import Candidate
-from arriero.engine.encodings import LEAST_COST, Encoded, Encoding, Encodings, take
+from arriero.engine.encoded import Encoded
+from arriero.engine.encodings import LEAST_COST, Encoding, Encodings, take
 from arriero.engine.guesses import count_right
 from arriero.engine.pace import Pace
 from arriero.engine.pieces import Pieces

@@ -6,7 +6,7 @@ import asyncio
 from typing import Generic, TypeVar
 
 from arriero.core import Event, Finished
-from arriero.engine.encodings import Encoded
+from arriero.engine.encoded import Encoded
 from arriero.errors import EngineDied
 
 News = TypeVar("News", Event, Encoded)

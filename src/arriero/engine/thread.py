@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.core import EngineState, EngineStats
-from arriero.engine.encodings import Encoded
+from arriero.engine.encoded import Encoded
 from arriero.engine.stream import Stream
 from arriero.errors import ArrieroError, EngineDied, ModelLoadError
 

@@ -26,7 +26,7 @@ from typing import Any
 import uvloop
 
 from arriero.core import EncodingRequest, Engine, EngineStats
-from arriero.engine.encodings import Encoded
+from arriero.engine.encoded import Encoded
 from arriero.engine.process.frames import Channel
 from arriero.engine.process.messages import Abort, Ask, Beat, Close, Failed, News, Order, Progress, Ready
 from arriero.errors import ArrieroError, EngineDied, ModelLoadError

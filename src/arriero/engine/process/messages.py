@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arriero.core import EncodingRequest, EngineStats, Event, GenerationRequest
-from arriero.engine.encodings import Encoded
+from arriero.engine.encoded import Encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,17 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, PromptScored, Token
-from arriero.engine.encodings import Encoded
+from arriero.engine.encoded import Encoded
 from arriero.engine.process.launched import Launched
 from arriero.errors import ArrieroError, EngineDied, Overloaded
 from arriero.machine import proportional_memory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 

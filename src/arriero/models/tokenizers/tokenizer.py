@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 import tokenizers
 
 from arriero.errors import InvalidRequest, ModelLoadError
@@ -51,14 +51,18 @@ class Tokenizer:
 
     def __init__(self, path: Path, document: dict[str, Any], metadata: TextMetadata) -> None:
         """Build it from the contents of a tokenizer.json; raises `ModelLoadError` if these are damaged or unknown."""
+        self._begin(path, _written(path, document), document.get("decoder"), metadata)
+
+    def _begin(self, path: Path, source: bytes, decoder: Mapping[str, Any] | None, metadata: TextMetadata) -> None:
         self._path = path
         self._metadata = metadata
-        self._source = json.dumps(document, ensure_ascii=False)
-        self._backend = _build(path, self._source)
+        self._source = source
+        self._decoder = decoder
+        self._backend = _build(path, source)
         # Their ids in the document are no more than a wish, where they leave gaps.
         self._added: dict[int, tokenizers.AddedToken] = self._backend.get_added_tokens_decoder()
         self._special = frozenset(id for id, token in self._added.items() if token.special)
-        self._to_bytes, self.adds_space_prefix = _decoding(path, document.get("decoder"))
+        self._to_bytes, self.adds_space_prefix = _decoding(path, decoder)
         self._bytes: dict[int, bytes] = {}
         self._texts = _Texts(self.token_bytes)
         self._shown_texts = _Texts(lambda token: b"" if token in self._special else self.token_bytes(token))
@@ -75,7 +79,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[object, ...]:
         """To another process goes what it is made from."""
-        return _rebuilt, (self._path, self._source, self._metadata, self.end_token_ids)
+        return _rebuilt, (self._path, self._source, self._decoder, self._metadata, self.end_token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`; control tokens spelled out in it stay text unless `parse_special`.
@@ -171,7 +175,7 @@ class Tokenizer:
     @cached_property
     def _literal(self) -> tokenizers.Tokenizer:
         """The same vocabulary with every control token spelled in a way that nobody can guess."""
-        document = json.loads(self._source)
+        document = orjson.loads(self._source)
         aliases = {text: self._aliases[id] for text, id in self.control_tokens.items()}
         model = document["model"]
         if isinstance(model["vocab"], dict):
@@ -185,11 +189,18 @@ class Tokenizer:
             model["unk_token"] = aliases[model["unk_token"]]
         for token in document["added_tokens"]:
             token["content"] = aliases.get(token["content"], token["content"])
-        return _build(self._path, json.dumps(document, ensure_ascii=False))
+        return _build(self._path, _written(self._path, document))
 
 
-def _rebuilt(path: Path, source: str, metadata: TextMetadata, end_token_ids: frozenset[int]) -> Tokenizer:
-    tokenizer = Tokenizer(path, json.loads(source), metadata)
+def _rebuilt(
+    path: Path,
+    source: bytes,
+    decoder: Mapping[str, Any] | None,
+    metadata: TextMetadata,
+    end_token_ids: frozenset[int],
+) -> Tokenizer:
+    tokenizer = Tokenizer.__new__(Tokenizer)
+    tokenizer._begin(path, source, decoder, metadata)
     tokenizer.end_token_ids = end_token_ids
     return tokenizer
 
@@ -210,9 +221,16 @@ class _Texts(dict[int, str | None]):
         return text
 
 
-def _build(path: Path, source: str) -> tokenizers.Tokenizer:
+def _written(path: Path, document: dict[str, Any]) -> bytes:
     try:
-        return tokenizers.Tokenizer.from_str(source)
+        return orjson.dumps(document)
+    except TypeError as error:
+        raise ModelLoadError(f"{path}: the tokenizer cannot be built: {error}.") from error
+
+
+def _build(path: Path, source: bytes) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_buffer(source)
     except Exception as error:  # the library raises nothing more specific
         raise ModelLoadError(f"{path}: the tokenizer cannot be built: {error}.") from error
 
