@@ -192,7 +192,8 @@ async def test_what_is_wrong_at_the_start_ends_it(tmp_path: Path) -> None:
 
 async def test_a_real_model_comes_and_goes_with_its_process(tmp_path: Path) -> None:
     directory = write_directory(tmp_path / "Tiny-Random")
-    text = f'cache = "{tmp_path}/cache"\nmemory_budget = "1GiB"\n[[models]]\nname = "tiny"\nmodel = "{directory}"\n'
+    text = f'cache = "{tmp_path}/cache"\nengine = "onnx"\nmemory_budget = "1GiB"\n'  # the native one compiles
+    text += f'[[models]]\nname = "tiny"\nmodel = "{directory}"\n'
     async with serving(tmp_path, text) as (client, pool):
         answer = await complete(client, model="tiny", max_tokens=3)
         assert answer.status_code == 200, answer.text
