@@ -29,7 +29,7 @@ proof:  ## Same answers as transformers and alone as in a crowd, and the price o
 	PROOF=1 $(BIN)/pytest tests/fidelity tests/runners tests/reference_live
 	$(BIN)/python benchmarks/quality.py
 
-abuse:  ## Load, faults and attacks for as long as they prove something : pip install -e '.[proof]'
+abuse:  ## Load, faults and attacks for as long as they prove something (docs/proofs.md): pip install -e '.[proof]'
 	PROOF=1 $(BIN)/pytest tests/abuse tests/proof
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/soak.py --clients 64 --seconds 300 --patience 60 -- SmolLM2-135M-Instruct

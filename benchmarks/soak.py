@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -26,6 +27,8 @@ from soak_server import WARDEN, Rest, Row, Running, Watch, read_rows, running
 
 PATIENCE = 120.0
 """Seconds after which a client that behaves gives up; a server that lets it wait so long has failed."""
+GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""glibc gives back then what is freed. Else it keeps what the largest bodies took, and that hides what really stays."""
 SCRIPTED = ("--engine", "scripted", "--pace", "200")
 _LATE = 4
 """Tokens that an engine may draw for a request that was given up: one a choice, in the step that runs then."""
@@ -177,7 +180,7 @@ class Report:
 def soak(arguments: Sequence[str], clients: int, seconds: float, patience: float = PATIENCE) -> Report:
     """Start a server with these arguments, let the clients loose on it, and look what is left."""
     kinds = {name: LIMITS.get(name, {}) for name in BEHAVIOURS}
-    with running(["--log-level", "error", *arguments], kinds) as run:
+    with running(["--log-level", "error", *arguments], kinds, env=os.environ | GIVES_BACK) as run:
         told = {name: Told() for name in run.keys}
         report = asyncio.run(_soak(run, told, clients, seconds))
         run.process.terminate()

@@ -199,8 +199,9 @@ async def leave_stream(client: Client) -> str:
     async with client.connected() as (reader, writer):
         writer.write(client.question(stream=True, n=client.draw.randint(1, 3))[0])
         client.told.broken_off += 1
-        wanted, got = client.draw.randint(1, 4000), b""
-        while len(got) < wanted and b"[DONE]" not in got and (piece := await reader.read(wanted - len(got))):
+        wanted, got = client.draw.randint(1, 4000), await reader.readline()
+        streams = b" 200 " in got
+        while streams and len(got) < wanted and b"[DONE]" not in got and (piece := await reader.read(wanted)):
             got += piece
         client.told.seen += got.count(b'"content":') - got.count(b'"content":""')
     return GONE
