@@ -225,7 +225,7 @@ class Caller:
 
     def may_use(self, model: str) -> bool:
         """Whether the model of that name is theirs to ask."""
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+        return "*" in self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -33,8 +33,10 @@ class Limits:
     def check(self, **values: int | None) -> None:
         """Raise `InvalidRequest` for the first parameter of this name whose value is past its limit."""
         for name, value in values.items():
+            if value is None:
+                continue
             limit: int = getattr(self, LIMITED[name].removeprefix("completion_"))
-            if value is not None and value > limit and (limit or LIMITED[name] != "completion_max_tokens"):
+            if value > limit and (limit or LIMITED[name] != "completion_max_tokens"):
                 raise above(name, limit)
 
     def check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from arriero.core import Caller, Meter
@@ -110,14 +110,14 @@ class Door:
     ) -> None:
         status = 0
 
-        async def send_with_limits(message: Message) -> None:
+        def send_with_limits(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if allowance:
                     headers = [*message.get("headers", ()), *allowance.headers(self._clock())]
                     message = {**message, "headers": headers}
-            await send(message)
+            return send(message)
 
         uses = scope["method"] == "POST"
         account = self._ledger.begin(caller.id, meter)

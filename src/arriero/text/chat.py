@@ -162,8 +162,9 @@ class _Disguise:
 
     def apply(self, variables: Any) -> tuple[Any, dict[int, str]]:
         """The variables in disguise, and the table for `str.translate` that lifts it: empty if nothing needed one."""
-        texts = list(_texts(variables))
-        if not any(map(self._found, texts)):
+        texts = _texts(variables)
+        # Most have not even a first character, which is quick to see.
+        if not any(map("".join(texts).__contains__, self._first_characters)) or not any(map(self._found, texts)):
             return _with_texts(variables, str.__str__), {}
         used = set(self._source).union(*texts)
         unused = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
@@ -199,17 +200,15 @@ def _any_of(words: Sequence[str]) -> str:
     return alternatives[0] if len(alternatives) == 1 else f"(?:{'|'.join(alternatives)})"
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any) -> list[str]:
     """Every string in a JSON value, keys too."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, Mapping)):  # asking for the abstract class takes longer than all else here
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts(item)
+        return [value]
+    if isinstance(value, (dict, Mapping)):  # asking for the abstract class takes longer than all else here
+        return [*map(str, value), *(text for item in value.values() for text in _texts(item))]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    return []
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
