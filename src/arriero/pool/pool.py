@@ -8,13 +8,15 @@ import logging
 import time
 from collections.abc import Coroutine, Iterable
 from contextvars import Context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from arriero.backends.upstream import Upstream
 from arriero.errors import ConfigError, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
 from arriero.pool.entry import Entry
 from arriero.pool.residency import Resident, to_evict
 from arriero.pool.served import ServedModel
+
+if TYPE_CHECKING:
+    from arriero.backends.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,54 @@
+"""What a start imports: most of its time is spent there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from guards.counts import check
+
+WEB = {"fastapi", "starlette", "uvicorn", "httptools"}
+TERMINAL = {"typer", "rich"}
+ALWAYS_LATER = {"numba", "llvmlite", "onnx", "onnxruntime", "gguf", "fastapi", "torch", "huggingface_hub"}
+    "numba",
+    "llvmlite",
+    "onnx",
+    "onnxruntime",
+    "gguf",
+    "fastapi",
+    "torch",
+    "transformers",
+    "huggingface_hub",
+}
+
+
+def imported(program: str) -> set[str]:
+    """Names of the modules that are there after a program, in a process of its own."""
+    finish = f"{program}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+    finished = subprocess.run([sys.executable, "-c", finish], check=True, capture_output=True, text=True)
+    return set(json.loads(finished.stdout))
+
+
+@pytest.mark.parametrize(
+    ("program", "not_yet", "num_own"),
+    [
+        # Before the model's process is started, which then imports by itself.
+        ("import arriero.cli, arriero.app, arriero.engine.process.spawned", {"asyncio", "pydantic", *TERMINAL}, 7),
+        # Before that process is told what to open.
+        (
+            "import arriero.cli.serve, arriero.app.pooling",
+            {"numpy", "tokenizers", "jinja2", "rich", *WEB, *ALWAYS_LATER},
+            27,
+        ),
+        # The whole server.
+        ("import arriero.cli.serve, arriero.cli.server, arriero.app.pooling, arriero.app.web", ALWAYS_LATER, 115),
+        # The model's process.
+        ("from arriero.app.opening import _prepare; _prepare()", {*ALWAYS_LATER, *WEB, *TERMINAL}, 110),
+    ],
+)
+def test_no_more_is_imported_than_is_needed(program, not_yet, num_own):
+    modules = imported(program)
+    assert not modules & not_yet
+    own = sum(name.split(".")[0] == "arriero" for name in modules)
+    check(program, {"own modules": own}, {"own modules": num_own})
