@@ -11,16 +11,6 @@ from guards.counts import check
 WEB = {"fastapi", "starlette", "uvicorn", "httptools"}
 TERMINAL = {"typer", "rich"}
 ALWAYS_LATER = {"numba", "llvmlite", "onnx", "onnxruntime", "gguf", "fastapi", "torch", "huggingface_hub"}
-    "numba",
-    "llvmlite",
-    "onnx",
-    "onnxruntime",
-    "gguf",
-    "fastapi",
-    "torch",
-    "transformers",
-    "huggingface_hub",
-}
 
 
 def imported(program: str) -> set[str]:
