@@ -78,7 +78,7 @@ async def test_clients_of_failing_servers_are_told_and_others_do_not_notice(
         assert counts.keys() <= ALLOWED[model] | ({REFUSED} if model in FAULTS else set()), model
         assert counts.keys() & ALLOWED[model]
         if LONG and model in FAULTS:
-            assert longest[model] < LONGEST + 1
+            assert longest[model] < 2 * LONGEST + 2  # the machine may have other things to do
     await house.until("arriero_requests_running", lambda running: running == 1)  # the one that asks
     async with house.client("one") as client:
         assert await outcome(client, "scripted", stream=False, text="still well") == "200"
