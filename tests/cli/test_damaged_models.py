@@ -32,6 +32,7 @@ def outcome(call, monkeypatch, tmp_path):
         raise Served
 
     monkeypatch.setattr("arriero.app.pooling.open_model", open_here)
+    monkeypatch.setattr("arriero.engine.process.spawned.spawn_early", lambda command: None)
 
     def run(path):
         arguments = ("serve", str(path), "--port", "0", "--slots", "1", "--threads", "1")

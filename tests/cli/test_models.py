@@ -97,7 +97,7 @@ def test_removing_takes_only_what_is_in_the_caches(models, hub, tiny):
 
 
 async def test_conversions_of_a_path_are_removed_and_the_path_stays(models, tiny, tmp_path, launch):
-    options = ("--cache", str(tmp_path / "cache"), "--port", "0", "--slots", "1", "--threads", "1")
+    options = ("--cache", str(tmp_path / "cache"), "--engine", "onnx", "--port", "0", "--slots", "1", "--threads", "1")
     async with launch("serve", str(tiny), *options) as process:  # this process would hold the conversion in use
         await process.stdout.readline()
     assert json.loads(models("remove", str(tiny), "--yes", "--json").stdout)["bytes"] > 0
@@ -138,7 +138,7 @@ def variables(hub, tmp_path):
 
 async def test_a_hub_id_is_served_from_the_first_byte_to_the_answer(launch, hub, tiny, tmp_path):
     hub.add("org/tiny", tiny)
-    options = ("--cache", str(tmp_path / "cache"), "--port", "0", "--slots", "2", "--threads", "1")
+    options = ("--cache", str(tmp_path / "cache"), "--engine", "onnx", "--port", "0", "--slots", "2", "--threads", "1")
     async with launch("serve", "org/tiny", *options, **variables(hub, tmp_path)) as process:
         ready = (await process.stdout.readline()).decode()
         assert ready.startswith("Serving org/tiny at "), (await process.stderr.read()).decode()
