@@ -12,6 +12,7 @@ from arriero.engine.scheduler import Scheduler
 from arriero.engine.step import Results
 
 MOST = 512
+LONG = 2000
 
 
 class Machine:
@@ -79,11 +80,16 @@ def test_many_prompts_get_as_much_each_as_an_answer():
     assert sum(taken) < 1.5 * (20 * 100 * 0.42e-3)
 
 
+def test_a_short_prompt_is_soon_over():
+    _, taken, first = run(Machine(4.5e-3, 0.42e-3, 0.0), 8, 1, length=150)
+    assert (first, len(taken)) == (64, 3)
+
+
 def test_nothing_is_known_at_first():
     pieces = Pieces(MOST)
-    assert pieces.size(1, 1) == MOST
+    assert pieces.size(1, 1, LONG) == MOST
     pieces.learn(1, 0, 0.005)
-    assert pieces.size(1, 1) == FIRST
+    assert pieces.size(1, 1, LONG) == FIRST
 
 
 def test_a_stalled_machine_counts_for_little():
@@ -92,7 +98,7 @@ def test_a_stalled_machine_counts_for_little():
         stalled = turn % 5 == 0
         pieces.learn(8, 0, 0.5 if stalled else 0.008)
         pieces.learn(8, 20, 1.0 if stalled else 0.018)
-    assert 12 <= pieces.size(8, 1) <= 22
+    assert 12 <= pieces.size(8, 1, LONG) <= 22
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 1e9])
@@ -101,5 +107,5 @@ def test_sizes_stay_within_bounds(seconds):
     for _ in range(3):
         pieces.learn(3, 0, 1e-3)
         pieces.learn(3, 10, seconds)
-        assert LEAST <= pieces.size(3, 1) <= 64
-    assert Pieces(4).size(3, 1) == 4
+        assert LEAST <= pieces.size(3, 1, LONG) <= 64
+    assert Pieces(4).size(3, 1, LONG) == 4

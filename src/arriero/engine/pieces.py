@@ -7,8 +7,13 @@ So it is learned from the steps themselves, each being either answers alone, or 
 from __future__ import annotations
 
 SLOWER = 1.9
-"""A step with prompts is to last so many times as long as it would without, unless more prompts than answers share it.
-Steps take uneven times: the slowest of twenty lasts half as long again."""
+"""A step with one prompt is to last so many times as long as it would without. Steps take uneven times: the slowest of
+twenty lasts half as long again."""
+SHORT = 256
+BRISK = 64
+"""A prompt of up to so many tokens is read in pieces of at least so many: it is over before anybody minds."""
+MOST_SHARES = 3
+"""As many prompts have a share of a step each, however many there are."""
 FIRST = 16
 """Prompt tokens beside answers while it is not known what they cost."""
 LEAST = 4
@@ -47,16 +52,18 @@ class Pieces:
             known = self._per_token or seconds / 4 / tokens
             self._per_token = max(_nudged(known, (seconds - alone) / tokens, NUDGE), alone / self._most)
 
-    def size(self, answers: int, prompts: int) -> int:
-        """How many tokens of `prompts` prompts to read beside `answers` answers.
+    def size(self, answers: int, prompts: int, length: int) -> int:
+        """How many tokens of `prompts` prompts to read beside `answers` answers; the oldest prompt has `length`.
 
-        Where more prompts than answers share a step, they get more of it, up to what each would have of its own: else
-        many that come together would wait for the first ones' answers.
+        Several prompts get several times as much, up to `MOST_SHARES`; many more prompts than answers get nearly all:
+        else those who come together would wait for the first ones' answers.
         """
+        least = BRISK if length <= SHORT else LEAST
         if not self._per_token:
-            return min(FIRST, self._most) if self._per_answer else self._most
-        seconds = max(SLOWER - 1, prompts / answers) * self._alone(answers)
-        return min(max(LEAST, int(seconds / self._per_token)), self._most)
+            return min(max(FIRST, least), self._most) if self._per_answer else self._most
+        shares = max(min(prompts, MOST_SHARES), (prompts / answers) ** 2)
+        seconds = (SLOWER - 1) * shares * self._alone(answers)
+        return min(max(least, int(seconds / self._per_token)), self._most)
 
     def _alone(self, answers: int) -> float:
         return self._per_answer * (FIXED + answers)

@@ -179,8 +179,11 @@ class Scheduler:
         guesses = speaking[0].guess(self._info) if may_guess else []
         for sequence in speaking:
             step.add_row(sequence, 1, guesses)
-        num_prompts = len(prefilling) + len(self._encodings)
-        self._read(step, prefilling, self._pieces.size(len(speaking), num_prompts) if speaking else self._chunk)
+        room = self._chunk
+        if speaking:
+            length = prefilling[0].num_prompt_tokens - prefilling[0].num_shared_tokens if prefilling else self._chunk
+            room = self._pieces.size(len(speaking), len(prefilling) + len(self._encodings), length)
+        self._read(step, prefilling, room)
         return step
 
     def spare(self) -> Step | None:
