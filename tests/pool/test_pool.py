@@ -143,6 +143,21 @@ async def test_who_waits_too_long_may_come_back(shelf):
     assert shelf.loads == ["a"]
 
 
+@pytest.mark.parametrize("ask_for", [Pool.get, Pool.load, Pool.unload])
+async def test_who_comes_between_the_end_of_loading_and_its_announcement_is_answered(shelf, ask_for):
+    pool = shelf.pool(shelf.entry("a"))
+    first = asyncio.create_task(pool.load("a"))
+    await asyncio.sleep(0)
+    [move] = pool._moves.values()
+    while not move.done():  # noqa: ASYNC110  # once in each turn of the loop: sees it before any callback does
+        await asyncio.sleep(0)
+    assert pool._moves
+    first.cancel()
+    await ask_for(pool, "a")  # in this task, without another turn
+    assert shelf.loads == ["a"]
+    assert pool.entries[0].state == ("unloaded" if ask_for is Pool.unload else "ready")
+
+
 async def test_what_cannot_be_loaded_says_so_and_is_not_tried_for_every_request(shelf, monkeypatch, caplog):
     pool = shelf.pool(shelf.entry("a"))
     shelf.error = ModelLoadError("No weights.")

@@ -153,8 +153,8 @@ class Pool:
         if entry.is_fixed:
             raise InvalidRequest(f"The model '{own}' is in memory for good.", param="model", code="not_unloadable")
         with contextlib.suppress(Exception):  # whoever asked for it to be loaded hears of that
-            while entry in self._moves:
-                await asyncio.shield(self._moves[entry])
+            while move := self._moving(entry):
+                await asyncio.shield(move)
         if entry.model:
             await asyncio.shield(self._move(entry, entry.unload(self._grace)))
         return entry
@@ -177,7 +177,7 @@ class Pool:
     # Loading
 
     def _is_there(self, entry: Entry) -> bool:
-        return entry.model is not None and entry not in self._moves and entry.state != "failed"
+        return entry.model is not None and not self._moving(entry) and entry.state != "failed"
 
     async def _wait(self, entry: Entry, patience: float | None) -> None:
         """Until it is in memory, with nothing between that and the return; `patience` seconds at most, None: ever."""
@@ -185,7 +185,7 @@ class Pool:
         try:
             async with asyncio.timeout(patience):
                 while not self._is_there(entry):
-                    move = self._moves.get(entry)
+                    move = self._moving(entry)
                     if move is None:
                         self._refuse_again(entry)
                         move = self._move(entry, self._load(entry))
@@ -204,6 +204,14 @@ class Pool:
         if entry.error and not isinstance(entry.error, Overloaded) and time.monotonic() - entry.failed_at < _RETRY:
             raise entry.error
 
+    def _moving(self, entry: Entry) -> asyncio.Task[None] | None:
+        """Its coming or going; None once that is over, though its end may not have been announced yet.
+
+        Who waited for one that is over would not wait at all, and whoever does so in a loop stops the event loop.
+        """
+        move = self._moves.get(entry)
+        return None if move is None or move.done() else move
+
     def _move(self, entry: Entry, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have it come or go, in a task of its own: those who wait for that may leave."""
         # In a context of its own: what is logged later, restarts too, is about no request.
@@ -211,7 +219,8 @@ class Pool:
         self._moves[entry] = move
 
         def end(task: asyncio.Task[None]) -> None:
-            del self._moves[entry]
+            if self._moves[entry] is task:
+                del self._moves[entry]
             if not task.cancelled():
                 task.exception()  # heard by those who wait; if nobody does, it stands in the log
 
@@ -261,7 +270,7 @@ class Pool:
 
     def _residents(self, but: Entry | None = None) -> Iterable[Resident]:
         return [
-            Resident(entry.name, entry.num_bytes, entry.last_used, entry.may_go and entry not in self._moves)
+            Resident(entry.name, entry.num_bytes, entry.last_used, entry.may_go and not self._moving(entry))
             for entry in self.entries
             if entry is not but and entry.takes_memory
         ]
@@ -274,7 +283,7 @@ class Pool:
             await asyncio.sleep(_TICK)
             now = time.monotonic()
             for entry in self.entries:
-                if entry.ttl and entry.may_go and entry not in self._moves and now - entry.last_used > entry.ttl:
+                if entry.ttl and entry.may_go and not self._moving(entry) and now - entry.last_used > entry.ttl:
                     self._move(entry, entry.unload(0))
             if now - measured > _MEASURE:
                 measured = now
