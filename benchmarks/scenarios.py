@@ -15,7 +15,8 @@
   Arriero with and without guesses (`--speculation`): tokens a second, and whether all answers are the same.
 
 Everything is greedy, of fixed length, checked by `usage`, with new prompts in every repetition, and nobody speculates:
-all but in `speculation`.
+all but in `speculation`. In `turns` answers end where the model ends them, for people send back what they were shown:
+with `ignore_eos` an answer goes on after tokens that have no text, and comes back as another sequence of tokens.
 llama.cpp's prompt cache is off in `poisson` and `prompt`, where there is nothing to find, and as it is by default in
 the others. Servers are warm: each has answered before. A measurement is taken again when other processes took more
 than a tenth of a core.
@@ -151,14 +152,14 @@ async def _conversation(contestant: Contestant, url: str, seed: int, pause: floa
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "messages": [{"role": "user", "content": words.prompt(1000, seed, 0)}],
-        **contestant.extra_body,
+        "messages": [{"role": "user", "content": f"Tell me a story with these words: {words.prompt(1000, seed, 0)}"}],
+        **{name: value for name, value in contestant.extra_body.items() if name != "ignore_eos"},
     }
     first = await send(endpoint, "/chat/completions", body)
     await asyncio.sleep(pause)
     body["messages"] += [
         {"role": "assistant", "content": first.text},
-        {"role": "user", "content": words.prompt(20, seed, 1)},
+        {"role": "user", "content": f"Tell me another one, with these: {words.prompt(20, seed, 1)}"},
     ]
     second = await send(endpoint, "/chat/completions", body)
     if first.first_token is None or second.first_token is None or first.error or second.error:
