@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from arriero.api.objects import JSONObject, ignored, marks
-from arriero.api.parameters import Parameter, TextsOrTokens, one_fault
+from arriero.api.parameters import Deadline, Parameter, Priority, TextsOrTokens, one_fault
 
 
 class EncodingParameters(JSONObject):
@@ -19,17 +19,9 @@ class EncodingParameters(JSONObject):
         False, description="Cut what is longer than the model's context. Left out: refuse it. An extension."
     )
     user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
-    priority: int = Field(
-        0,
-        ge=-1000,
-        le=1000,
-        description="Orders the requests that one key waits for: lower goes first. Gets nobody ahead of others. An "
-        "extension.",
-    )
-    deadline: float | None = Field(
+    priority: Priority = 0
+    deadline: Deadline = Field(
         None,
-        gt=0,
-        le=86_400,
         description="Seconds in which the answer must be complete. After them it is given up, and the error is 504 "
         "`deadline_exceeded`. An extension.",
     )

@@ -27,6 +27,17 @@ TokenIds = Annotated[list[int], Field(fail_fast=True)]
 TextsOrTokens = (
     str | Annotated[list[str], Field(fail_fast=True)] | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
 )
+Priority = Annotated[
+    int,
+    Field(
+        ge=-1000,
+        le=1000,
+        description="Orders the requests that one key waits for: lower goes first. Gets nobody ahead of others. An "
+        "extension.",
+    ),
+]
+Deadline = Annotated[float | None, Field(gt=0, le=86_400)]
+"""Seconds; what happens after them is for the description of each endpoint's own."""
 
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 _MOST_LABELS, _LONGEST_KEY, _LONGEST_LABEL = 16, 64, 512
@@ -134,17 +145,9 @@ class GenerationParameters(JSONObject):
     stream_options: StreamOptions | None = Field(None, description="Only with `stream: true`.")
     user: Annotated[str | None, ignored("")] = Field(None, description="Any name for the end user.")
 
-    priority: int = Field(
-        0,
-        ge=-1000,
-        le=1000,
-        description="Orders the requests that one key waits for: lower goes first. Gets nobody ahead of others. An "
-        "extension.",
-    )
-    deadline: float | None = Field(
+    priority: Priority = 0
+    deadline: Deadline = Field(
         None,
-        gt=0,
-        le=86_400,
         description="Seconds in which the answer must be complete. After them it is given up, waiting or half said, "
         "and the error is 504 `deadline_exceeded`, or that event in a stream. An extension.",
     )
