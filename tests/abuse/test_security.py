@@ -17,19 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from abuse.conftest import LONG, House, chat
+from endpoints import POSTED
 
 _OPENED_OR_READ = 0x20 | 0x1
 """IN_OPEN and IN_ACCESS of inotify(7)."""
-POSTED = {
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
-    "/v1/completions": {"prompt": "Hello"},
-    "/v1/embeddings": {"input": "Hello"},
-    "/v1/rerank": {"query": "Hello", "documents": ["there"]},
-    "/v1/score": {"text_1": "Hello", "text_2": "there"},
-    "/tokenize": {"prompt": "Hello"},
-    "/detokenize": {"tokens": [65]},
-}
-"""Where something can be posted, and the least of what must be."""
 ODD = ("user", "image", "image_url", "file", "url", "script", "adapter", "lora", "tokenizer", "cache")
 """Parameters that have to do with addresses and files elsewhere."""
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from arriero.gateway.keyring import ADMIN_ROUTES, EVERYBODYS, Keyring
 from arriero.store import keys
 from arriero.store.database import open_database
+from endpoints import POSTED
 from gateway.own_routes import OWN_ROUTES
 
 WORD = "sk-arriero-0123456789ab-" + "x" * 43
@@ -200,18 +201,9 @@ async def test_models_that_a_key_may_not_use_are_not_there(guarded: Any) -> None
     assert [each["id"] for each in (await guarded.ask("friend")).json()["data"]] == [guarded.model]
     assert (await guarded.ask("stranger")).json()["data"] == []
     missing = (await guarded.chat("stranger", model="no-such-model")).json()["error"]
-    bodies = {
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
-        "/v1/completions": {"prompt": "Hello"},
-        "/v1/embeddings": {"input": "Hello"},
-        "/v1/rerank": {"query": "Hello", "documents": ["there"]},
-        "/v1/score": {"text_1": "Hello", "text_2": "there"},
-        "/tokenize": {"prompt": "Hello"},
-        "/detokenize": {"tokens": [65]},
-    }
     posted = {path for method, path in guarded.routes() if method == "POST" and not path.startswith("/admin/")}
-    assert bodies.keys() == posted, "a new endpoint must be tried here"
-    for path, body in bodies.items():
+    assert POSTED.keys() == posted, "a new endpoint must be tried here"
+    for path, body in POSTED.items():
         answer = await guarded.ask("stranger", "POST", path, json={"model": guarded.model, **body})
         assert answer.status_code == 404, path
         assert answer.json()["error"] == missing | {
