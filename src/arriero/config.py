@@ -193,7 +193,7 @@ class Settings(BaseModel):
         "Engine",
         512,
         "Prompt tokens that are read at most between two tokens of the running answers; fewer where they would have to "
-        "wait longer than twice as long as without.",
+        "wait longer than twice as long as without, but of a prompt of up to 256 tokens at least 64.",
         ge=1,
         le=2**16,
     )
