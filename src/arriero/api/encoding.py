@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,10 +14,11 @@ from starlette.responses import Response
 from arriero.api.encoding_parameters import EncodingParameters
 from arriero.api.generation import apart_if_long, late
 from arriero.api.request import known_ids
+from arriero.api.routes import json_answer
 from arriero.core import EncodingRequest
 from arriero.errors import ContextOverflow, InvalidRequest
 from arriero.pool import ServedModel
-from arriero.wire.headers import IGNORED, ignored_header, new_id
+from arriero.wire.headers import new_id
 from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import while_connected
 
@@ -119,10 +119,7 @@ async def answered(request: Request, ignored: list[str], work: Coroutine[Any, An
     body = await while_connected(request.scope, request.receive, work)
     if body is None:
         return Response(status_code=499)  # nobody reads it
-    headers = {IGNORED: ignored_header(ignored)} if ignored else {}
-    return Response(
-        orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
-    )
+    return json_answer(body, ignored=ignored)
 
 
 def sigmoid(values: Vectors) -> Vectors:

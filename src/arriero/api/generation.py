@@ -27,7 +27,7 @@ from arriero.models.card import Task
 from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.stream import Delta, Ended, stream_text
-from arriero.wire.headers import IGNORED, ignored_header
+from arriero.wire.headers import ignored_headers
 from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import EventStream, while_connected
 
@@ -137,7 +137,7 @@ async def respond(
     usage.meter.queued_at = time.perf_counter()
     usage.meter.prompt_tokens = sum(map(len, generation.prompts))
     deltas = _deltas(model, generation, parameters, profile, usage)
-    headers = {IGNORED: ignored_header(ignored)} if ignored else {}
+    headers = ignored_headers(ignored)
     if parameters.stream:
         stream = EventStream(
             _frames(deltas, shape, usage, parameters),

@@ -6,7 +6,7 @@ The framework only describes the table for the documentation, when somebody want
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ import orjson
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+
+from arriero.wire.headers import ignored_headers
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -98,6 +100,7 @@ class Table:
         return sorted({route.method for route in self.routes if self.find(route.method, path)})
 
 
-def json_answer(content: object, status: int = 200) -> Response:
-    """An answer of plain values."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
+def json_answer(content: object, status: int = 200, *, ignored: Sequence[str] = ()) -> Response:
+    """An answer of plain values and arrays of float32, and of what the request asked for in vain."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, ignored_headers(ignored), media_type="application/json")

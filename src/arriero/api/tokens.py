@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,10 +15,9 @@ from arriero.api.messages import Message, template_fields
 from arriero.api.objects import JSONObject
 from arriero.api.parameters import TokenIds
 from arriero.api.request import check_conversation, known_ids
-from arriero.api.routes import Description, Routes
+from arriero.api.routes import Description, Routes, json_answer
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
-from arriero.wire.headers import IGNORED, ignored_header
 
 
 class TokenizeParameters(JSONObject):
@@ -66,7 +64,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> Routes:
         tokens = await _tokens(model, parameters)
         texts = [_read(model, token) for token in tokens] if parameters.return_token_strs else None
         sizes = {"count": len(tokens), "max_model_len": model.engine.context}
-        return _answer(sizes | {"tokens": tokens, "token_strs": texts}, ignored)
+        return json_answer(sizes | {"tokens": tokens, "token_strs": texts}, ignored=ignored)
 
     first = {"model": name, "tokens": [0]}
 
@@ -79,7 +77,7 @@ def token_routes(pool: Pool, delivery: Delivery) -> Routes:
         text = await apart_if_long(
             len(parameters.tokens), lambda: model.tokenizer.decode(parameters.tokens, skip_special_tokens=False)
         )
-        return _answer({"prompt": text}, ignored)
+        return json_answer({"prompt": text}, ignored=ignored)
 
     return routes
 
@@ -101,8 +99,3 @@ async def _tokens(model: ServedModel, parameters: TokenizeParameters) -> list[in
 
 def _read(model: ServedModel, token: int) -> str:
     return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
-
-
-def _answer(content: object, ignored: list[str]) -> Response:
-    headers = {IGNORED: ignored_header(ignored)} if ignored else {}
-    return Response(orjson.dumps(content), headers=headers, media_type="application/json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +18,11 @@ _MAX_IGNORED = 1000
 def new_id(prefix: str) -> str:
     """An id that nothing else has: 128 random bits. Not from the system's source, which takes longer than the rest."""
     return f"{prefix}{random.getrandbits(128):032x}"
+
+
+def ignored_headers(names: Sequence[str]) -> dict[str, str]:
+    """The header that names what was asked for in vain; none where nothing was."""
+    return {IGNORED: ignored_header(names)} if names else {}
 
 
 def ignored_header(names: Iterable[str]) -> str:
