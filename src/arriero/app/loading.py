@@ -31,9 +31,9 @@ from arriero.text import alpaca
 logger = logging.getLogger(__name__)
 
 AUTO_WEIGHTS: Literal["int8"] = "int8"
+"""The fastest format whose answers do not depend on what else runs."""
 NATIVE_GUESSES = 7
 """Tokens guessed ahead where nobody says how many; eight are computed together in twice the time of one."""
-"""The fastest format whose answers do not depend on what else runs."""
 ALPACA_NAME = "chinese-llama-alpaca"
 """What a model of the Alpaca profile is called unless settings say otherwise."""
 

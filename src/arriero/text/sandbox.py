@@ -42,9 +42,8 @@ class Program:
         )
         tree: nodes.Template = _Metered().visit(environment.parse(source))
         self._template = environment.from_string(tree)
-        self._template.globals = dict(
-            self._template.globals
-        )  # each run copies them, which is slow from a chain of maps
+        # Each run copies them, which is slow from the chain of maps that they are.
+        self._template.globals = dict(self._template.globals)
 
     def run(self, variables: Mapping[str, Any]) -> str:
         """The text it writes; raises whatever the program raises, and `SecurityError` when it does too much."""
