@@ -209,7 +209,7 @@ def test_where_nobody_listens_the_command_that_helps_is_told(call):
     finished = call("chat", "org/tiny", ARRIERO_PORT="1", ARRIERO_HOST="0.0.0.0")
     assert (finished.status, finished.stdout) == (1, "")
     assert finished.stderr == (
-        "arriero: the server http://localhost:1/v1 could not be reached: "
+        "arriero: the server http://127.0.0.1:1/v1 could not be reached: "
         "start one with arriero serve org/tiny, or name another with --url\n"
     )
 

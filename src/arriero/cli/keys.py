@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arriero import config, config_sources
-from arriero.cli.output import Json, print_json, print_table
+from arriero import config_sources
+from arriero.cli.options import Json, Store
+from arriero.cli.output import print_json, print_table
 from arriero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ keys = typer.Typer(
 )
 
 Word = Annotated[str, typer.Argument(metavar="KEY", help="Id or name.")]
-Store = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        metavar="PATH",
-        help=f"{config.Settings.model_fields['store'].description} [dim]({config.variable('store')})[/dim]",
-    ),
-]
 _MOST = 2**53
 _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 

@@ -10,7 +10,8 @@ import typer
 
 from arriero import config, config_sources
 from arriero.cli.completion import complete_model
-from arriero.cli.output import Json, print_json, print_table, readable_size
+from arriero.cli.options import Json
+from arriero.cli.output import print_json, print_table, readable_size
 
 if TYPE_CHECKING:
     from arriero.models.sources.inventory import Stored

@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from arriero.cli.protocol import Connection, Timeouts, sweep
+from arriero.cli.url import own_url
 from arriero.config import Settings
 from arriero.errors import ConfigError
 
@@ -167,14 +168,10 @@ def is_file(listener: socket.socket) -> bool:
 
 def url(listener: socket.socket, *, secure: bool = False) -> str:
     """The URL at which this machine reaches the listener; of a socket file, one without a port."""
-    scheme = "https" if secure else "http"
     if is_file(listener):
-        return f"{scheme}://localhost"
+        return f"{'https' if secure else 'http'}://localhost"
     host, port = listener.getsockname()[:2]
-    reachable = ipaddress.ip_address(host)
-    if reachable.is_unspecified:
-        reachable = ipaddress.ip_address("127.0.0.1" if reachable.version == 4 else "::1")
-    return f"{scheme}://{f'[{reachable}]' if reachable.version == 6 else reachable}:{port}"
+    return own_url(host, port, secure=secure)
 
 
 def is_public(listener: socket.socket) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from arriero import config_sources
-from arriero.cli.keys import Store
+from arriero.cli.options import Store
 from arriero.cli.output import print_json, print_table
 from arriero.errors import ConfigError
 

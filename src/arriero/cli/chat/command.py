@@ -9,6 +9,7 @@ import typer
 
 from arriero import config
 from arriero.cli.completion import complete_model
+from arriero.cli.options import ModelOption, one_model
 
 if TYPE_CHECKING:
     from asyncio import Runner
@@ -26,7 +27,7 @@ def chat(
             metavar="MODEL", help="Model to ask; left out: the first of /v1/models.", autocompletion=complete_model
         ),
     ] = None,
-    model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
+    model_option: ModelOption = None,
     url: Annotated[
         str | None,
         typer.Option(
@@ -58,11 +59,10 @@ def chat(
     from arriero.cli.chat.conversation import Conversation
     from arriero.cli.remote import Remote
 
-    if model and model_option:
-        raise typer.BadParameter("give the model once, as MODEL or with --model")
-    remote = Remote(url or _own_url(), key=None if key_env else key, key_env=key_env)
+    asked = one_model(model, model_option)
+    remote = Remote(url or _settings_url(), key=None if key_env else key, key_env=key_env)
     given = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
-    talk = Conversation(model or model_option or "")
+    talk = Conversation(asked or "")
     if load is not None:
         talk.load(load)
     talk.parameters |= {name: value for name, value in given.items() if value is not None}
@@ -137,18 +137,10 @@ async def _until_loaded(remote: Remote) -> None:
         await asyncio.sleep(0.2)
 
 
-def _own_url() -> str:
+def _settings_url() -> str:
     """Where `arriero serve` listens with the settings of this environment."""
-    from ipaddress import ip_address
-
     from arriero import config_sources
+    from arriero.cli.url import own_url
 
     settings = config_sources.load({})
-    host = settings.host
-    try:
-        address = ip_address(host)
-    except ValueError:
-        pass
-    else:
-        host = "localhost" if address.is_unspecified else f"[{host}]" if address.version == 6 else host
-    return f"{'https' if settings.tls_certificate else 'http'}://{host}:{settings.port}"
+    return own_url(settings.host, settings.port, secure=settings.tls_certificate is not None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
 from arriero.cli.doctor.processes import listener
 from arriero.cli.doctor.store import num_keys
+from arriero.cli.url import own_url
 from arriero.config import Settings
 from arriero.errors import ArrieroError, ConfigError
 
@@ -68,9 +69,7 @@ def _taken(settings: Settings, problem: str) -> Finding:
         )
     who = listener(settings.port)
     owner = f" (process {who[0]}, {who[1]})" if who else ""
-    scheme = "https" if settings.tls_certificate else "http"
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    url = own_url(settings.host, settings.port, secure=settings.tls_certificate is not None)
     if state := asyncio.run(_state(url)):
         return warn("port", f"an Arriero listens on port {settings.port} already{owner}, and is {state}", other)
     return fail("port", f"something else listens on port {settings.port}{owner}", other)

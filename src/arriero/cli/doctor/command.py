@@ -10,7 +10,8 @@ import typer
 
 from arriero import config
 from arriero.cli.completion import complete_config, complete_model
-from arriero.cli.output import Json, harmless, print_json
+from arriero.cli.options import Json, ModelOption, one_model
+from arriero.cli.output import harmless, print_json
 
 if TYPE_CHECKING:
     from arriero.cli.doctor.finding import Finding
@@ -44,7 +45,7 @@ def doctor(
             autocompletion=complete_model,
         ),
     ] = None,
-    model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
+    model_option: ModelOption = None,
     config_file: Annotated[
         str | None,
         typer.Option(
@@ -69,9 +70,7 @@ def doctor(
 
     Exit status 1 when something has to be mended.
     """
-    if model and model_option:
-        raise typer.BadParameter("give the model once, as MODEL or with --model")
-    given = {"model": model or model_option, "config": config_file, "host": host, "port": port}
+    given = {"model": one_model(model, model_option), "config": config_file, "host": host, "port": port}
     findings = []
     for finding in _findings({name: value for name, value in given.items() if value is not None}, url, key):
         findings.append(finding)
