@@ -15,9 +15,9 @@ Rules:
   the exception to the rule before. Nobody is admitted meanwhile. See `arriero.engine.budget`.
 - **Prompts share what is left.** A step reads at most `chunk` prompt tokens, and beside running answers at most
   `chunk_beside_decode`, or fewer, so that a long prompt does not stall them (`arriero.engine.pieces`). The oldest
-  prompt goes first and is the only one
-  that may be cut (never into pieces below the runner's `min_prompt_chunk`, even if that takes a few tokens more);
-  younger ones join it as rows of their own if they fit whole. What an encoder reads is never cut.
+  prompt goes first and is the only one that may be cut (never into pieces below the runner's `min_prompt_chunk`, even
+  if that takes a few tokens more); younger ones join it as rows of their own if they fit whole. What an encoder reads
+  is never cut.
 - **A prompt is read once.** Its first choice reads it, the others copy that slot and draw from the same logits.
 - **What was read is not read again.** A prompt that begins like one that was read, or is being read, copies that
   beginning; if an older prompt is about to read it, it waits for that. Slots of ended requests keep their prompts
@@ -27,8 +27,9 @@ Rules:
 - **A beam search is a request for as many choices as it has beams**, until it decides which tokens they get: it
   says which slots become copies of which, and all its slots go back when it is over.
 
-The scheduler knows the runner by its `RunnerInfo` alone. It has no threads and no locks: `arriero.engine.local`
-sees to it that one thread at a time is here.
+What sampled tokens mean for their sequences is told by `arriero.engine.outcome`, who holds which slots and tokens by
+`arriero.engine.room`. The scheduler knows the runner by its `RunnerInfo` alone. It has no threads and no locks:
+`arriero.engine.local` sees to it that one thread at a time is here.
 """
 
 from __future__ import annotations
@@ -39,23 +40,10 @@ from collections.abc import Callable
 import numpy as np
 
 from arriero.compute import RunnerInfo
-from arriero.core import (
-    Constraint,
-    EncodingRequest,
-    EngineStats,
-    Event,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    Logprob,
-    PromptScored,
-    Token,
-)
+from arriero.core import Constraint, EncodingRequest, EngineStats, GenerationRequest
 from arriero.engine import limits
-from arriero.engine.beams import Candidate
-from arriero.engine.encoded import Encoded
-from arriero.engine.encodings import LEAST_COST, Encoding, Encodings, take
-from arriero.engine.guesses import count_right
+from arriero.engine.encodings import LEAST_COST, Encoding, Encodings
+from arriero.engine.outcome import News, outcome_of
 from arriero.engine.pace import Pace
 from arriero.engine.pieces import Pieces
 from arriero.engine.prefixes import Prefixes
@@ -106,7 +94,7 @@ class Scheduler:
         kept = Prefixes(prefix_tokens if can_share else 0, info.min_prompt_chunk, with_answers=with_answers)
         self._room = Room(info.num_slots, token_budget, kept)
         self._copies: list[tuple[int, Sequence]] = []  # what the next step must begin with
-        self._guessed: list[Sequence] = []  # their slots hold more than what was right
+        self._guessed: Sequence | None = None  # its slot holds more than what was right
         self._just_ended: list[Sequence] = []  # their slots may be kept, but only for the prompts in them
 
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
@@ -196,44 +184,23 @@ class Scheduler:
         step.add_reading(sequence, self._chunk_of(remaining, SPARE_CHUNK))
         return step
 
-    def update(self, step: Step, results: Results) -> list[tuple[Group, Event] | tuple[Encoding, Encoded]]:
+    def update(self, step: Step, results: Results) -> list[News]:
         """Take in what came of a step; what happened, in order.
 
         Sequences that finish leave their slots at once, for the next `schedule`. What belongs to requests that were
         aborted while the step ran is ignored.
         """
-        self._num_steps += bool(step.rows or step.readings)
-        seconds = self._clock() - step.started
-        self._pace.work(seconds)
-        answers, num_read = 0, sum(reading.cost for reading in step.readings)
-        events: list[tuple[Group, Event]] = []
-        for row, sequence in zip(step.rows, step.sequences, strict=True):
-            sequence.num_computed_tokens += 1 if row.guessed else len(row.tokens)
-            if row.position >= sequence.num_prompt_tokens:
-                answers += 1
-                continue
-            num_read += len(sequence.inputs) + len(row.tokens)
-            if not sequence.finished:
-                self._num_prompt_tokens += len(sequence.inputs) or len(row.tokens)
-        if not step.guesses:
-            self._pieces.learn(answers, num_read, seconds)
-        for scoring, scores in zip(step.scorings, results.scores, strict=True):
-            if not scoring.sequence.finished:
-                self._take_scores(scoring.sequence, scores, events)
-        drawing = step.drawing[: self._take_guesses(step, results.tokens) + 1] if step.guesses else step.drawing
-        for place, (sequence, token) in enumerate(zip(drawing, results.tokens, strict=not step.guesses)):
-            if not sequence.finished:
-                self._take(sequence, token, results.logprobs.get(place), events)
-                if sequence.leader:
-                    self._fork(sequence, sequence.leader)
-        for first, candidates in zip(step.expansions, results.candidates, strict=True):
-            if not first.finished:
-                self._take_candidates(first, candidates, events)
-        for sequence in step.sequences:
-            if not sequence.group.request.max_tokens and not sequence.finished:
-                self._finish_unanswered(sequence, events)
-        self._running = [sequence for sequence in self._running if not sequence.finished]
-        return [*events, *self._take_readings(step, results)]
+        self._take_stock(step)
+        outcome = outcome_of(step, results)
+        self._num_generated_tokens += outcome.num_generated_tokens
+        self._copies += outcome.copies
+        self._guessed = outcome.guessed
+        for sequence in outcome.ended:
+            self._release(sequence)
+        for encoding in outcome.encoded:
+            self._release_encoding(encoding)
+        self._running = [sequence for sequence in self._running + outcome.joined if not sequence.finished]
+        return outcome.news
 
     def stats(self) -> EngineStats:
         """Counts as of now."""
@@ -296,9 +263,10 @@ class Scheduler:
     def _begin(self) -> Step:
         """A step with what has to come before its rows."""
         copies = [(source, sequence.slot) for source, sequence in self._copies if not sequence.finished]
-        truncations = [(each.slot, each.num_computed_tokens) for each in self._guessed if not each.finished]
-        truncations += [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
-        self._copies, self._guessed, self._just_ended = [], [], []
+        truncations = [(each.slot, each.num_read_tokens) for each in self._just_ended if each in self._room.kept]
+        if self._guessed and not self._guessed.finished:
+            truncations.append((self._guessed.slot, self._guessed.num_computed_tokens))
+        self._copies, self._guessed, self._just_ended = [], None, []
         return Step(copies, self._room.take_frees(), truncations, started=self._clock())
 
     def _read(self, step: Step, prefilling: list[Sequence], room: int) -> None:
@@ -337,96 +305,23 @@ class Scheduler:
 
     # Results
 
-    def _take_scores(self, sequence: Sequence, scores: list[Logprob], events: list[tuple[Group, Event]]) -> None:
-        """Note how probable some of a prompt's tokens are, and tell when all of it is read."""
-        assert sequence.scores is not None
-        sequence.scores += scores
-        if sequence.num_computed_tokens == sequence.num_prompt_tokens:
-            events.append((sequence.group, PromptScored(sequence.prompt, tuple(sequence.scores))))
-
-    def _take_readings(self, step: Step, results: Results) -> list[tuple[Encoding, Encoded]]:
-        """Take in states; the encodings that are complete leave their slots."""
+    def _take_stock(self, step: Step) -> None:
+        """Count what a step has computed, and learn from how long it took."""
+        seconds = self._clock() - step.started
+        self._pace.work(seconds)
+        self._num_steps += bool(step.rows or step.readings)
+        answers, num_read = 0, sum(reading.cost for reading in step.readings)
+        for row, sequence in zip(step.rows, step.sequences, strict=True):
+            sequence.num_computed_tokens += 1 if row.guessed else len(row.tokens)
+            if row.position >= sequence.num_prompt_tokens:
+                answers += 1
+                continue
+            num_read += len(sequence.inputs) + len(row.tokens)
+            if not sequence.finished:
+                self._num_prompt_tokens += len(sequence.inputs) or len(row.tokens)
         self._num_prompt_tokens += sum(len(reading.row.tokens) for reading in step.readings)
-        complete = [each for each in take(step.readings, results.sums) if not each.finished]
-        for encoding in complete:
-            self._release_encoding(encoding)
-        return [(encoding, Encoded(encoding.vectors)) for encoding in complete]
-
-    def _take(self, sequence: Sequence, token: int, logprob: Logprob | None, events: list[tuple[Group, Event]]) -> None:
-        """Append a sampled token to its sequence, and end the sequence if this was its last."""
-        group, request = sequence.group, sequence.group.request
-        self._num_generated_tokens += 1
-        sequence.tokens.append(token)
-        reason: FinishReason | None = None
-        taken, ending = Token(sequence.index, token, logprob), None
-        if token in request.end_token_ids:
-            reason, ending = "stop", taken
-        else:
-            events.append((group, taken))
-            if sequence.constraint and sequence.constraint.accept(token):
-                reason = "stop"
-            elif sequence.num_sampled_tokens == request.max_tokens:
-                reason = "length"
-        if reason:
-            cached = group.family(sequence.prompt)[0].num_cached_tokens
-            num_tokens = sequence.num_sampled_tokens
-            events.append((group, Finished(sequence.index, reason, num_tokens, cached, ending, group.queue_seconds)))
-            self._release(sequence)
-
-    def _take_guesses(self, step: Step, tokens: list[int]) -> int:
-        """Tell how many guesses were right; what was computed for the others is to be forgotten."""
-        sequence = step.drawing[0]
-        num_right = count_right(step.guesses, tokens)
-        sequence.num_computed_tokens += num_right
-        if sequence.guesses:
-            sequence.guesses.learn(num_right)
-        self._guessed.append(sequence)
-        return num_right
-
-    def _take_candidates(self, first: Sequence, candidates: list[Candidate], events: list[tuple[Group, Event]]) -> None:
-        """Let a beam search go on: its sequences become what their places have become."""
-        search, family = first.search, first.group.family(first.prompt)
-        assert search
-        for sequence in family:
-            if sequence.leader:
-                self._join(sequence)
-        copies = search.take(candidates)
-        if search.decided:
-            for event in search.events(first.num_cached_tokens, first.group.queue_seconds):
-                events.append((first.group, event))
-                self._num_generated_tokens += event.num_tokens if isinstance(event, Finished) else 0
-            for sequence in family:
-                self._release(sequence)
-            return
-        for source, destination in copies:
-            family[destination].num_computed_tokens = family[source].num_computed_tokens
-            self._copies.append((family[source].slot, family[destination]))
-        for beam in search.beams:
-            family[beam.place].tokens = beam.tokens
-
-    def _finish_unanswered(self, sequence: Sequence, events: list[tuple[Group, Event]]) -> None:
-        """End all choices of a prompt that is read, where no answer is asked for."""
-        if sequence.num_computed_tokens < sequence.num_prompt_tokens:
-            return
-        num_choices, waited = sequence.group.request.num_choices, sequence.group.queue_seconds
-        for index in range(sequence.prompt * num_choices, (sequence.prompt + 1) * num_choices):
-            events.append((sequence.group, Finished(index, "length", 0, sequence.num_cached_tokens, None, waited)))
-        for member in sequence.group.family(sequence.prompt):
-            self._release(member)
-
-    def _fork(self, sequence: Sequence, leader: Sequence) -> None:
-        """Let a follower go its own way after its first token: from a copy of its leader's slot."""
-        if sequence.finished:
-            sequence.leader = None
-        else:
-            self._join(sequence)
-            self._copies.append((leader.slot, sequence))
-
-    def _join(self, sequence: Sequence) -> None:
-        """Have a follower run, as if it had read the prompt itself."""
-        sequence.leader = None
-        sequence.num_computed_tokens = sequence.num_prompt_tokens
-        self._running.append(sequence)
+        if not step.guesses:
+            self._pieces.learn(answers, num_read, seconds)
 
     def _release(self, sequence: Sequence) -> None:
         """End a sequence; its contents stay readable for the copies that the next step begins with, or longer."""
