@@ -32,9 +32,9 @@ def imported(program: str) -> set[str]:
             27,
         ),
         # The whole server.
-        ("import arriero.cli.serve, arriero.cli.server, arriero.app.pooling, arriero.app.web", ALWAYS_LATER, 115),
+        ("import arriero.cli.serve, arriero.cli.server, arriero.app.pooling, arriero.app.web", ALWAYS_LATER, 116),
         # The model's process.
-        ("from arriero.app.opening import _prepare; _prepare()", {*ALWAYS_LATER, *WEB, *TERMINAL}, 110),
+        ("from arriero.app.opening import _prepare; _prepare()", {*ALWAYS_LATER, *WEB, *TERMINAL}, 111),
     ],
 )
 def test_no_more_is_imported_than_is_needed(program, not_yet, num_own):
