@@ -182,6 +182,16 @@ class Finished:
 Event = PromptScored | Token | Finished
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What comes of an encoding request."""
+
+    vectors: NDArray[np.float32]
+    """One an input, float32 [inputs, width], in their order."""
+    queue_seconds: float = field(default=0.0, compare=False)
+    """For how long the request waited until the engine began with it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot of an engine, for health, metrics and tests. Counts are since start."""
@@ -295,8 +305,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
-        """One vector an input, float32 [inputs, width], in their order; cancelling the task drops what is left of it.
+    async def encode(self, request: EncodingRequest) -> Encoded:
+        """One vector an input; cancelling the task drops what is left of it.
 
         A decoder's vectors are the means of its last hidden states over an input's tokens, not normalised.
 

@@ -96,6 +96,17 @@ def test_requests_are_complete_when_their_last_input_is():
     assert other.vectors.tolist() == expected(short.request)
 
 
+def test_a_request_waits_until_its_first_input_is_read():
+    now = 5.0
+    batches = make(batch_tokens=20, clock=lambda: now)
+    batches.submit(ask(20, 20))
+    now = 7.0
+    assert compute(batches, batches.schedule()) == []
+    now = 12.0
+    ((_, encoded),) = compute(batches, batches.schedule())
+    assert encoded.queue_seconds == 2.0
+
+
 def test_what_is_aborted_is_not_computed_and_what_comes_of_it_is_ignored():
     batches = make(batch_tokens=20)
     job, other = batches.submit(ask(10, 10, 10)), batches.submit(ask(10))
@@ -286,7 +297,7 @@ async def test_many_callers_share_batches_and_get_what_is_theirs():
         assert engine.context == 50
         found = await asyncio.gather(*(engine.encode(request) for request in requests))
         stats = engine.stats()
-    for request, vectors in zip(requests, found, strict=True):
+    for request, vectors in zip(requests, (each.vectors for each in found), strict=True):
         assert vectors.dtype == np.float32
         assert vectors.tolist() == expected(request)
     assert stats.prompt_tokens == sum(len(tokens) for request in requests for tokens in request.inputs)
@@ -297,7 +308,7 @@ async def test_many_callers_share_batches_and_get_what_is_theirs():
 async def test_first_segments_reach_the_encoder():
     async with running() as engine:
         request = ask(5, 9, first_segments=(2, 4))
-        assert (await engine.encode(request)).tolist() == expected(request)
+        assert (await engine.encode(request)).vectors.tolist() == expected(request)
 
 
 class Gate(Lengths):
@@ -322,7 +333,7 @@ async def test_cancelling_drops_what_is_left():
         with pytest.raises(asyncio.CancelledError):
             await task
         encoder.may_go_on.release(2)
-        assert (await engine.encode(ask(3))).tolist() == expected(ask(3))
+        assert (await engine.encode(ask(3))).vectors.tolist() == expected(ask(3))
     assert encoder.batches == [[50], [3]]
 
 
@@ -349,7 +360,7 @@ async def test_closing_lets_requests_finish_if_there_is_time():
     task = asyncio.create_task(engine.encode(ask(3)))
     await asyncio.sleep(0)
     await engine.close(grace=5.0)
-    assert (await task).tolist() == expected(ask(3))
+    assert (await task).vectors.tolist() == expected(ask(3))
     with pytest.raises(EngineDied, match="closed"):
         await engine.encode(ask(3))
 
@@ -367,4 +378,4 @@ async def test_what_crosses_the_seam_can_be_pickled():
     async with running() as engine:
         request = ask(3, 4)
         found = await engine.encode(pickle.loads(pickle.dumps(request)))
-    assert pickle.loads(pickle.dumps(found)).tolist() == expected(request)
+    assert pickle.loads(pickle.dumps(found)).vectors.tolist() == expected(request)

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arriero.compute import Row, RunnerInfo
-from arriero.core import EncodingRequest, Finished, GenerationRequest, Token
-from arriero.engine.encoded import Encoded
+from arriero.core import Encoded, EncodingRequest, Finished, GenerationRequest, Token
 from arriero.engine.encodings import LEAST_COST
 from arriero.engine.local import LocalEngine, execute
 from arriero.engine.scheduler import Scheduler
@@ -49,7 +48,9 @@ def alone(request: EncodingRequest) -> np.ndarray:
 class Simulation:
     """A scheduler and the scripted runner, which watches the protocol."""
 
-    def __init__(self, runner=None, *, chunk=64, chunk_beside_decode=40, token_budget=400, max_queue=10) -> None:
+    def __init__(
+        self, runner=None, *, chunk=64, chunk_beside_decode=40, token_budget=400, max_queue=10, **more
+    ) -> None:
         self.runner = runner or scripted()
         self.scheduler = Scheduler(
             self.runner.info,
@@ -57,6 +58,7 @@ class Simulation:
             max_queue=max_queue,
             chunk=chunk,
             chunk_beside_decode=chunk_beside_decode,
+            **more,
         )
         self.events = []
 
@@ -162,6 +164,18 @@ def test_an_encoding_waits_its_turn_for_a_slot_and_tokens():
     assert [type(event) for handle, event in simulation.events] == [Token] * 3 + [Finished, Encoded]
     assert simulation.events[-1][0] is encoding
     assert simulation.events[0][0] is answer
+
+
+def test_it_tells_how_long_it_waited():
+    now = 5.0
+    simulation = Simulation(scripted(num_slots=1), clock=lambda: now)
+    simulation.scheduler.submit(generation(max_tokens=1))
+    simulation.scheduler.submit_encoding(ask(5, 5))
+    simulation.step()
+    now = 7.0
+    simulation.run()
+    (encoded,) = [event for _, event in simulation.events if isinstance(event, Encoded)]
+    assert encoded.queue_seconds == 2.0
 
 
 def test_aborted_before_while_and_after():
@@ -292,7 +306,7 @@ async def answer(engine, request):
 async def test_vectors_in_the_order_of_the_inputs():
     request = ask(5, 70, 1, 30)
     async with running(chunk=16) as engine:
-        vectors = await engine.encode(request)
+        vectors = (await engine.encode(request)).vectors
     assert vectors.dtype == np.float32
     near(vectors, alone(request))
 
@@ -306,7 +320,7 @@ async def test_many_at_once_beside_answers():
             assert [event.id for event in events if isinstance(event, Token)][:3] == [5, 5, 5]
         stats = engine.stats()
     for request, found in zip(requests, vectors, strict=True):
-        near(found, alone(request))
+        near(found.vectors, alone(request))
     assert (stats.running, stats.reserved_tokens) == (0, 0)
 
 
@@ -318,7 +332,7 @@ async def test_cancelling_drops_what_is_left():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        near(await engine.encode(ask(3)), alone(ask(3)))
+        near((await engine.encode(ask(3))).vectors, alone(ask(3)))
         stats = engine.stats()
     assert stats.running == 0
     assert stats.prompt_tokens < 90_000

@@ -29,7 +29,7 @@ def encode(runner, inputs, chunk=512):
         engine = LocalEngine(lambda: runner, constraints=lambda request: None, chunk=chunk)
         await engine.start()
         try:
-            return await engine.encode(EncodingRequest(id="e", inputs=tuple(map(tuple, inputs))))
+            return (await engine.encode(EncodingRequest(id="e", inputs=tuple(map(tuple, inputs))))).vectors
         finally:
             await engine.close()
 

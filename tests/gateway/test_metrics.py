@@ -134,6 +134,7 @@ async def test_requests_of_every_kind_are_found_at_the_route(serve: Callable[...
     assert samples["arriero_generation_tokens_total", (CHAT, "scripted")] == 2 * len("hello!")
     assert samples["arriero_time_to_first_token_seconds_count", (CHAT, "scripted")] == 2
     assert samples["arriero_queue_seconds_count", (CHAT, "scripted")] == 2
+    assert samples["arriero_queue_seconds_count", ("/v1/embeddings", "scripted")] == 1
     assert samples["arriero_slots", ("scripted",)] == 64
     assert "passwd" not in answer.text
     again = read((await served.client.get("/metrics")).text)

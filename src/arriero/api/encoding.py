@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -107,11 +108,14 @@ class TextEncoder:
             weight=self._caller.weight,
             priority=self._parameters.priority,
         )
+        self._meter.queued_at = time.perf_counter()
         try:
             async with asyncio.timeout(self._parameters.deadline):
-                return await self.model.engine.encode(asked)
+                encoded = await self.model.engine.encode(asked)
         except TimeoutError:
             raise late(self._parameters.deadline) from None
+        self._meter.queue_seconds = encoded.queue_seconds
+        return encoded.vectors
 
 
 async def answered(request: Request, ignored: list[str], work: Coroutine[Any, Any, object]) -> Response:

@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.compute import EncoderInfo
-from arriero.core import EncodingRequest, EngineStats
+from arriero.core import Encoded, EncodingRequest, EngineStats
 from arriero.engine import limits
-from arriero.engine.encoded import Encoded
 from arriero.engine.pace import Pace
 from arriero.engine.queue import FairQueue
 from arriero.errors import InvalidRequest, Overloaded
@@ -41,8 +40,12 @@ class Job:
     """float32 [inputs, width], all there once none is left."""
     num_left: int
     """Inputs whose vectors are not there yet."""
+    queued_at: float
+    """When it came, in seconds."""
+    queue_seconds: float = 0.0
+    """How long it waited until an input of it was in a batch."""
     started: bool = False
-    """Whether an input of it was in a batch."""
+    """Whether one was."""
     aborted: bool = False
 
 
@@ -104,7 +107,7 @@ class Batches:
         if request.first_segments and len(request.first_segments) != len(request.inputs):
             raise InvalidRequest("There must be as many first segments as inputs.", param="input")
         count = len(request.inputs)
-        job = Job(request, OrderedDict(), np.empty((count, self._info.width), np.float32), count)
+        job = Job(request, OrderedDict(), np.empty((count, self._info.width), np.float32), count, self._clock())
         self._queue.push(job, cost=0.0, caller=request.caller, priority=request.priority)
         if not self._has_room(request.caller):
             self._queue.remove(job)
@@ -126,6 +129,7 @@ class Batches:
         """The next batch; None when nothing waits."""
         if not self._queue:
             return None
+        self._started = self._clock()
         first = next(iter(self._queue.first().waiting))
         each: Input | None = first
         batch: list[Input] = []
@@ -135,7 +139,7 @@ class Batches:
             self._take(each)
             each = self._nearest(length)
             longest = max(longest, len(each.tokens)) if each else longest
-        self._computing, self._started = len(batch), self._clock()
+        self._computing = len(batch)
         return batch
 
     def update(self, batch: list[Input], vectors: NDArray[np.float32]) -> list[tuple[Job, Encoded]]:
@@ -153,7 +157,7 @@ class Batches:
             job.num_left -= 1
             if job.num_left == 0:
                 self._pace.end()
-                events.append((job, Encoded(job.vectors)))
+                events.append((job, Encoded(job.vectors, job.queue_seconds)))
         return events
 
     def stats(self) -> EngineStats:
@@ -188,8 +192,9 @@ class Batches:
     def _take(self, each: Input) -> None:
         """Move one that waits into the batch, at its caller's cost."""
         job = each.job
-        self._num_waiting -= not job.started
-        job.started = True
+        if not job.started:
+            self._num_waiting -= 1
+            job.started, job.queue_seconds = True, self._started - job.queued_at
         self._queue.charge(job.request.caller, len(each.tokens), job.request.weight)
         self._remove(each)
 

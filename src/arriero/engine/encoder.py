@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.compute import Encoder
-from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
+from arriero.core import Encoded, EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
 from arriero.engine.batches import Batches, Input
 from arriero.engine.thread import ModelThread
 from arriero.errors import InvalidRequest
@@ -85,14 +85,14 @@ class EncodingEngine:
         raise InvalidRequest("This model gives vectors, not answers.", param="model")
         yield []  # what makes this an iterator
 
-    async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
+    async def encode(self, request: EncodingRequest) -> Encoded:
         """The encoder's vectors, float32 [inputs, width].
 
         Raises:
             InvalidRequest, ContextOverflow, Overloaded: see `Batches.submit`.
             EngineDied: the engine failed or was closed, before or while it worked on the request.
         """
-        return await self._thread.vectors(lambda: self._batches.submit(request))
+        return await self._thread.encoded(lambda: self._batches.submit(request))
 
     def stats(self) -> EngineStats:
         """Counts as of now; raises `EngineDied` when the engine failed."""

@@ -27,6 +27,10 @@ class Encoding:
     request: EncodingRequest
     vectors: NDArray[np.float32]
     """The means of the states, float32 [inputs, hidden_size]; all there once it is finished."""
+    queued_at: float = 0.0
+    """When it came, in seconds."""
+    queue_seconds: float = 0.0
+    """How long it waited until it was admitted."""
     slot: int = -1
     finished: bool = False
     input: int = 0

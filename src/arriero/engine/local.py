@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.compute import Row, Runner
-from arriero.core import ConstraintFactory, EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, Logprob
+from arriero.core import (
+    ConstraintFactory,
+    Encoded,
+    EncodingRequest,
+    EngineState,
+    EngineStats,
+    Event,
+    GenerationRequest,
+    Logprob,
+)
 from arriero.engine.beams import Candidate
 from arriero.engine.inline import InlineWork
 from arriero.engine.sampling import sample
@@ -156,14 +165,14 @@ class LocalEngine:
             lambda: self._scheduler.submit(request, self._constraints(request)), num_choices, streamed=request.streamed
         )
 
-    async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
+    async def encode(self, request: EncodingRequest) -> Encoded:
         """The mean of the last hidden states over each input's tokens, float32 [inputs, hidden_size].
 
         Raises:
             InvalidRequest, ContextOverflow, Overloaded: see `Scheduler.submit_encoding`.
             EngineDied: as `generate`.
         """
-        return await self._thread.vectors(lambda: self._scheduler.submit_encoding(request))
+        return await self._thread.encoded(lambda: self._scheduler.submit_encoding(request))
 
     def stats(self) -> EngineStats:
         """Counts as of now; raises `EngineDied` when the engine failed."""

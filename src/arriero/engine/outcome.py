@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from arriero.core import Event, Finished, FinishReason, Logprob, PromptScored, Token
+from arriero.core import Encoded, Event, Finished, FinishReason, Logprob, PromptScored, Token
 from arriero.engine.beams import Candidate
-from arriero.engine.encoded import Encoded
 from arriero.engine.encodings import Encoding, take
 from arriero.engine.guesses import count_right
 from arriero.engine.sequence import Group, Sequence
@@ -144,5 +143,5 @@ def outcome_of(step: Step, results: Results) -> Outcome:
         if not sequence.group.request.max_tokens and not sequence.finished:
             outcome._finish_unanswered(sequence)
     outcome.encoded = [each for each in take(step.readings, results.sums) if not each.finished]
-    outcome.news += [(encoding, Encoded(encoding.vectors)) for encoding in outcome.encoded]
+    outcome.news += [(encoding, Encoded(encoding.vectors, encoding.queue_seconds)) for encoding in outcome.encoded]
     return outcome

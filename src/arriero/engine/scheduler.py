@@ -127,7 +127,7 @@ class Scheduler:
         longest = min(self._info.context, self._token_budget)
         limits.check_inputs(request, limits.vocabulary(request, self._info), longest)
         vectors = np.empty((len(request.inputs), self._info.hidden_size), np.float32)
-        encoding = Encoding(request, vectors)
+        encoding = Encoding(request, vectors, queued_at=self._clock())
         self._queue(encoding)
         return encoding
 
@@ -231,10 +231,10 @@ class Scheduler:
     def _admit(self) -> None:
         for _ in range(len(self._waiting) - self._num_queued()):
             group = self._waiting.pop()
+            group.queue_seconds = self._clock() - group.queued_at
             if isinstance(group, Encoding):
                 self._encodings.add(group)
             else:
-                group.queue_seconds = self._clock() - group.queued_at
                 self._find_sources(group)
             self._room.admit(group)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Generic, TypeVar
 
-from arriero.core import Event, Finished
-from arriero.engine.encoded import Encoded
+from arriero.core import Encoded, Event, Finished
 from arriero.errors import EngineDied
 
 News = TypeVar("News", Event, Encoded)

@@ -14,11 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from arriero.core import EngineState, EngineStats
-from arriero.engine.encoded import Encoded
+from arriero.core import Encoded, EngineState, EngineStats
 from arriero.engine.stream import Stream
 from arriero.errors import ArrieroError, EngineDied, ModelLoadError
 
@@ -133,11 +129,11 @@ class ModelThread:
                         self._work.abort(handle)
                         self._changed.notify()
 
-    async def vectors(self, submit: Callable[[], Any]) -> NDArray[np.float32]:
+    async def encoded(self, submit: Callable[[], Any]) -> Encoded:
         """What an encoding request comes to; `submit` and errors as `ask`. Cancelling the task aborts the request."""
         async with aclosing(self.ask(submit, 1)) as events:
             encoded: Encoded = (await anext(events))[0]
-        return encoded.vectors
+            return encoded
 
     @property
     def state(self) -> EngineState:

@@ -184,7 +184,7 @@ class Metrics:
             "arriero_time_to_first_token_seconds", "From a request's head to its answer's first token.", labels=labels
         )
         queues = HistogramMetricFamily(
-            "arriero_queue_seconds", "For how long complete answers had waited for the engine.", labels=labels
+            "arriero_queue_seconds", "For how long what was answered had waited for the engine.", labels=labels
         )
         eaches = HistogramMetricFamily(
             "arriero_time_per_output_token_seconds",

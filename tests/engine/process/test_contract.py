@@ -111,7 +111,7 @@ async def test_log_probabilities_and_beams(opened):
 
 async def test_vectors(opened):
     engine = await opened(hidden_size=8)
-    vectors = await engine.encode(EncodingRequest(id="e", inputs=((1, 2, 3), (4,), (1, 2, 3))))
+    vectors = (await engine.encode(EncodingRequest(id="e", inputs=((1, 2, 3), (4,), (1, 2, 3))))).vectors
     assert vectors.shape == (3, 8)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors[0], vectors[2])

@@ -26,7 +26,6 @@ from typing import Any
 import uvloop
 
 from arriero.core import EncodingRequest, Engine, EngineStats
-from arriero.engine.encoded import Encoded
 from arriero.engine.process.frames import Channel
 from arriero.engine.process.messages import Abort, Ask, Beat, Close, Failed, News, Order, Progress, Ready
 from arriero.errors import ArrieroError, EngineDied, ModelLoadError
@@ -159,7 +158,7 @@ class _Child:
         assert self._engine
         try:
             if isinstance(ask.request, EncodingRequest):
-                self._tell((ask.number, [Encoded(await self._engine.encode(ask.request))]))
+                self._tell((ask.number, [await self._engine.encode(ask.request)]))
                 return
             async with aclosing(self._engine.generate(ask.request)) as events:  # type: ignore[type-var]
                 async for happened in events:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arriero.core import EncodingRequest, EngineStats, Event, GenerationRequest
-from arriero.engine.encoded import Encoded
+from arriero.core import Encoded, EncodingRequest, EngineStats, Event, GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)

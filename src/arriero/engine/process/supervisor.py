@@ -8,17 +8,21 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from arriero.core import EncodingRequest, EngineState, EngineStats, Event, GenerationRequest, PromptScored, Token
-from arriero.engine.encoded import Encoded
+from arriero.core import (
+    Encoded,
+    EncodingRequest,
+    EngineState,
+    EngineStats,
+    Event,
+    GenerationRequest,
+    PromptScored,
+    Token,
+)
 from arriero.engine.process.launched import Launched
 from arriero.errors import ArrieroError, EngineDied, Overloaded
 from arriero.machine import proportional_memory
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +142,11 @@ class ProcessEngine:
             async for events in news:
                 yield events
 
-    async def encode(self, request: EncodingRequest) -> NDArray[np.float32]:
-        """What the child's engine makes of the inputs, float32 [inputs, width]; raises as `generate`."""
+    async def encode(self, request: EncodingRequest) -> Encoded:
+        """What the child's engine makes of the inputs; raises as `generate`."""
         async with aclosing(self._ask(request, 1)) as news:
             encoded: Encoded = (await anext(news))[0]
-        return encoded.vectors
+            return encoded
 
     def stats(self) -> EngineStats:
         """Counts over all children's lives, as of the last message; raises `EngineDied` when the engine failed."""
