@@ -1,7 +1,12 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
+
+from arriero.app.front import Front
+from arriero.config import Settings
+from arriero.store.ledger import Ledger
 
 Start = Callable[..., Awaitable[Any]]
 
@@ -33,3 +38,13 @@ async def test_a_proxy_may_show_the_server_below_a_path(serve: Start, path: str)
     assert (await served.client.get("/llm/openapi.json")).json()["servers"] == [{"url": "/llm"}]
     assert (await served.client.post("/llm/tokenize", json={"model": "scripted", "prompt": "a"})).status_code == 200
     assert (await served.client.get("/llmx/v1/models")).status_code == 404
+
+
+async def test_who_comes_while_models_load_waits_as_long_as_the_settings_say() -> None:
+    front = Front(Settings(load_wait=0.05), Ledger(None), closed=False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(front.application), base_url="http://a") as client:
+        answer = await client.get("/v1/models")
+        ready = await client.get("/health/ready")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.elapsed.total_seconds() >= 0.05
+    assert (ready.status_code, ready.json()) == (503, {"status": "loading"})

@@ -38,7 +38,7 @@ class Front:
         self._pulse = Pulse()
         self._progress = Progress(settings.stall_limit)
         self._metrics = Metrics(self._state)
-        self._gate = Gate(self._fault, lambda: ledger.problem)
+        self._gate = Gate(self._fault, lambda: ledger.problem, patience=settings.load_wait)
         self._door = Door(self._gate, ledger, api_key=settings.api_key, closed=closed, no_auth=settings.no_auth)
         self._entrance = Entrance(
             at_root(settings.root_path or "", _sharing(settings.cors_origins, self._door)),

@@ -37,7 +37,7 @@ class Gate:
         fault: Callable[[], str | None],
         trouble: Callable[[], str | None] = lambda: None,
         *,
-        patience: float = 10.0,
+        patience: float = 30.0,
     ) -> None:
         """`fault` says in a few words why the server should be restarted; None: it is well.
 
