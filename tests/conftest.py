@@ -71,8 +71,8 @@ class Watched:
     model: ServedModel
 
     async def until(self, condition: Callable[[EngineStats], bool]) -> None:
-        """Wait for what the model thread brings about; fails after ten seconds."""
-        async with asyncio.timeout(10):
+        """Wait for what the model thread brings about; fails after a minute."""
+        async with asyncio.timeout(60):
             while not condition(self.model.engine.stats()):  # noqa: ASYNC110  # nobody announces it
                 await asyncio.sleep(0.005)
 

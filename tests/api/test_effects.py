@@ -364,9 +364,8 @@ def bodies(draw: st.DrawFn, endpoint: str) -> dict[str, Any]:
 
 
 async def check(tiny: Tiny, endpoint: str, several: list[dict[str, Any]]) -> None:
-    async with asyncio.timeout(20):
-        sent = [tiny.client.post(f"/v1/{endpoint}", json=body_of(endpoint, **body)) for body in several]
-        answers = await asyncio.gather(*sent)
+    sent = [tiny.client.post(f"/v1/{endpoint}", json=body_of(endpoint, **body)) for body in several]
+    answers = await asyncio.gather(*sent)
     for body, answer in zip(several, answers, strict=True):
         assert answer.status_code in (200, 400), answer.text
         if answer.status_code == 400:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import shlex
 import signal
 import socket
@@ -235,12 +236,13 @@ async def test_who_comes_while_the_model_loads_waits(launch, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_while_it_loads_ends_it(launch, number):
-    public = ("--host", "0.0.0.0", "--no-auth")
-    async with launch("serve", "--engine", "scripted", *public, "--port", "0") as process:
-        await process.stderr.readline()  # The warning comes after the address is taken and before anything is loaded.
-        process.send_signal(number)
-        stdout, stderr = await process.communicate()
+async def test_a_signal_while_it_loads_ends_it(launch, tmp_path, number):
+    script = tmp_path / "script"
+    os.mkfifo(script)
+    async with launch("serve", "--engine", "scripted", "--script", str(script), "--port", "0") as process:
+        with await asyncio.to_thread(script.open, "wb"):  # It is open once the server reads it, and waits for more.
+            process.send_signal(number)
+            stdout, stderr = await process.communicate()
     assert (process.returncode, stdout, stderr) == (0, b"", b"")
 
 

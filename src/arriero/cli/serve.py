@@ -94,6 +94,7 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
     tracing = open_tracing(settings)
     with Bars() as bars:
         opening = asyncio.create_task(open_pool(settings, on_download=bars.download, on_convert=bars.convert))
+        opening.add_done_callback(_look)
         await asyncio.sleep(0)  # The model is loaded in another process: all else that takes long is done meanwhile.
         from arriero.app.front import Front
         from arriero.cli import server
@@ -127,6 +128,12 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
     await _close(opening)  # It may have been opened while the server stopped.
     if not opening.cancelled():
         opening.result()  # raises what went wrong
+
+
+def _look(opening: asyncio.Task[Pool]) -> None:
+    """See how it ended, lest asyncio complain that nobody did: `_quit` may end it and the loop at once."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 async def _close(opening: asyncio.Task[Pool]) -> None:

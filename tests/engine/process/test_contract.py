@@ -65,7 +65,7 @@ async def opened(request):
 
 async def until(engine, condition):
     """Wait for what the model thread brings about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition(engine.stats()):  # noqa: ASYNC110  # nobody announces it
             await asyncio.sleep(0.005)
 

@@ -23,7 +23,7 @@ from engine.process.test_contract import COMMAND, answer, ask, the_rest, tokens,
 async def start():
     engines = []
 
-    async def begin(command=COMMAND, on_progress=None, patience=30.0, silence=10.0, standstill=60.0, **order):
+    async def begin(command=COMMAND, on_progress=None, patience=100.0, silence=10.0, standstill=60.0, **order):
         engine = ProcessEngine(
             command, order, on_progress=on_progress, patience=patience, silence=silence, standstill=standstill
         )
@@ -147,11 +147,18 @@ async def test_a_runner_that_fails_takes_its_process_along(start, monkeypatch, c
 @pytest.mark.parametrize(("token", "word"), [(STOP, "sign of life"), (FREEZE, "not got on")])
 async def test_a_frozen_child_is_replaced(start, quick, monkeypatch, caplog, token, word):
     monkeypatch.setattr(supervisor, "RERUNS", 0)
-    # A child tells of itself once a second, so less than that is no silence yet.
-    engine = await start(silence=2.5, standstill=0.5 if token == FREEZE else 60.0)
+    engine = await start()
     first = engine.pid
+    asked = asyncio.create_task(answer(engine, ask((token,))))
+    if token == STOP:
+        while state_of(first) != "T":  # noqa: ASYNC110  # the system announces it to nobody
+            await asyncio.sleep(0.01)
+        engine._child._silence = 0.3  # Its own patience is short; the next child has all the time it needs.
+    else:
+        await until(engine, lambda stats: stats.running)
+        engine._child._standstill = 0.5
     with pytest.raises(EngineDied):
-        await answer(engine, ask((token,)))
+        await asked
     assert not is_alive(first)
     assert word in caplog.text
     assert tokens(await answer(engine, ask())) == [5, 6, 7]
