@@ -72,7 +72,7 @@ def tiny_model(cache: Path, slots: int = 8, marks: Sequence[str] = ()) -> Served
         created=0,
         engine=LocalEngine(
             lambda: load_runner(
-                checkpoint, weights="fp32", slots=slots, context=config.context, threads=2, cache=cache
+                checkpoint, weights="fp32", slots=slots, context=config.context, threads=1, cache=cache
             ),
             constraints=stop_constraints(tokenizer),
         ),
