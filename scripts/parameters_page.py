@@ -10,7 +10,7 @@ from arriero.api.limits import LIMITED
 from arriero.api.objects import effect
 from arriero.api.parameters import ChatParameters, CompletionParameters, Parameter, StreamOptions, table
 from arriero.api.profile import ALPACA, OPENAI, Profile
-from arriero.config import variable
+from arriero.config_description import variable
 
 PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
 PLURALS = {

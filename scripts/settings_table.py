@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from arriero import config
+from arriero.config_description import choices, default, flag, variable
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- settings: `make settings` writes this table -->\n", "<!-- end of settings -->"
@@ -12,9 +13,9 @@ BEGIN, END = "<!-- settings: `make settings` writes this table -->\n", "<!-- end
 def table() -> str:
     rows = ["| Flag | Variable | Default | |", "|---|---|---|---|"]
     for name, field in config.in_one_word().items():
-        default = f"`{config.default(field)}`" if config.default(field) else ""
-        options = f" `{'`, `'.join(config.choices(field))}`." if config.choices(field) else ""
-        rows.append(f"| `{config.flag(name)}` | `{config.variable(name)}` | {default} | {field.description}{options} |")
+        otherwise = f"`{default(field)}`" if default(field) else ""
+        options = f" `{'`, `'.join(choices(field))}`." if choices(field) else ""
+        rows.append(f"| `{flag(name)}` | `{variable(name)}` | {otherwise} | {field.description}{options} |")
     return "\n".join(rows) + "\n"
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from arriero.config import LANGPORT, PREFIX, TABLES, Settings, choices, expected, flag, in_one_word, variable
+from arriero.config import TABLES, Settings, in_one_word
+from arriero.config_description import LANGPORT, PREFIX, choices, expected, flag, variable
 from arriero.errors import ConfigError
 
 

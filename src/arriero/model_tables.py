@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from arriero.config import Settings, flag, group
+from arriero.config import Settings
+from arriero.config_description import flag, group
 from arriero.config_sources import complaint, suggestion
 from arriero.errors import ConfigError
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from arriero import __version__, config
+from arriero import __version__, config, config_description
 
 
 async def test_the_version(run):
@@ -51,9 +51,9 @@ def test_help_of_serve_shows_every_setting_in_all_its_forms(call):
     assert finished.status == 0
     shown = re.sub(r"[│\s]", "", finished.stdout)  # Long words, such as paths, are broken.
     for name, field in config.in_one_word().items():
-        assert config.flag(name) in finished.stdout
-        assert config.variable(name) in finished.stdout
-        assert re.sub(r"\s", "", config.default(field)) in shown
+        assert config_description.flag(name) in finished.stdout
+        assert config_description.variable(name) in finished.stdout
+        assert re.sub(r"\s", "", config_description.default(field)) in shown
     assert "auto|int8|int4|fp32" in finished.stdout
 
 

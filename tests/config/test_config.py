@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from arriero import config, config_sources
+from arriero.config_description import expected, group
 from arriero.errors import ConfigError
 
 
@@ -109,8 +110,8 @@ def test_every_declaration_is_complete(name):
     field = config.Settings.model_fields[name]
     assert field.description
     assert field.description.endswith(".")
-    assert config.group(field)
-    assert name in config.TABLES or config.expected(field)
+    assert group(field)
+    assert name in config.TABLES or expected(field)
 
 
 LIMITS = {"prompt": 0, "tokens": 0, "n": 128, "logprobs": 20}

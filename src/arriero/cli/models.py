@@ -12,6 +12,7 @@ from arriero import config, config_sources
 from arriero.cli.completion import complete_model
 from arriero.cli.options import Json
 from arriero.cli.output import print_json, print_table, readable_size
+from arriero.config_description import variable
 
 if TYPE_CHECKING:
     from arriero.models.sources.inventory import Stored
@@ -36,7 +37,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="PATH",
-        help=f"{config.Settings.model_fields['cache'].description} [dim]({config.variable('cache')})[/dim]",
+        help=f"{config.Settings.model_fields['cache'].description} [dim]({variable('cache')})[/dim]",
     ),
 ]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from arriero import config
+from arriero.config_description import variable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The same as MODEL.")]
@@ -15,7 +16,7 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="PATH",
-        help=f"{config.Settings.model_fields['store'].description} [dim]({config.variable('store')})[/dim]",
+        help=f"{config.Settings.model_fields['store'].description} [dim]({variable('store')})[/dim]",
     ),
 ]
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from arriero.backends.client import Exchange, Failure, Timeouts, Unreachable
 from arriero.backends.upstream import Endpoint, Outgoing
-from arriero.config import variable
+from arriero.config_description import variable
 from arriero.errors import ArrieroError, ConfigError, UpstreamError
 from arriero.upstream_tables import Address
 

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from arriero import config
 from arriero.cli.completion import complete_choice, complete_config, complete_model
+from arriero.config_description import choices, default, flag, group, kind, limits, variable
 
 _METAVARS = {ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 
@@ -31,25 +32,21 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _annotation(name: str, field: FieldInfo) -> Any:
-    origin = (
-        f"{config.variable(name)}, default {config.default(field)}" if config.default(field) else config.variable(name)
-    )
+    origin = f"{variable(name)}, default {default(field)}" if default(field) else variable(name)
     shown: dict[str, Any] = {
         "help": f"{field.description} [dim]({origin})[/dim]",
         "show_default": False,
         "autocompletion": _completing(name, field),
     }
-    if config.kind(field) is bool:
-        return Annotated[bool | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
-    if config.kind(field) is dict:
+    if kind(field) is bool:
+        return Annotated[bool | None, typer.Option(flag(name), rich_help_panel=group(field), **shown)]
+    if kind(field) is dict:
         shown["metavar"] = "NAME=ADAPTER"
-        return Annotated[
-            list[str] | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)
-        ]
+        return Annotated[list[str] | None, typer.Option(flag(name), rich_help_panel=group(field), **shown)]
     shown["metavar"] = _metavar(field)
     if name == "model":
-        return Annotated[str | None, typer.Argument(**shown | {"metavar": config.flag(name)})]
-    return Annotated[str | None, typer.Option(config.flag(name), rich_help_panel=config.group(field), **shown)]
+        return Annotated[str | None, typer.Argument(**shown | {"metavar": flag(name)})]
+    return Annotated[str | None, typer.Option(flag(name), rich_help_panel=group(field), **shown)]
 
 
 def _completing(name: str, field: FieldInfo) -> Callable[[str], list[str]] | None:
@@ -58,10 +55,10 @@ def _completing(name: str, field: FieldInfo) -> Callable[[str], list[str]] | Non
         return complete_model
     if name == "config":
         return complete_config
-    return complete_choice(config.choices(field)) if config.choices(field) else None
+    return complete_choice(choices(field)) if choices(field) else None
 
 
 def _metavar(field: FieldInfo) -> str:
-    if bounds := config.limits(field):
+    if bounds := limits(field):
         return f"{bounds[0]}-{bounds[1]}"
-    return "|".join(config.choices(field)) or _METAVARS[config.kind(field)]
+    return "|".join(choices(field)) or _METAVARS[kind(field)]

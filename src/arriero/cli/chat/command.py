@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arriero import config
 from arriero.cli.completion import complete_model
 from arriero.cli.options import ModelOption, one_model
+from arriero.config_description import variable
 
 if TYPE_CHECKING:
     from asyncio import Runner
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from arriero.cli.chat.conversation import Conversation
     from arriero.cli.remote import Remote
 
-_KEY = config.variable("api_key")
+_KEY = variable("api_key")
 
 
 def chat(

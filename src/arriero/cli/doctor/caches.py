@@ -10,7 +10,8 @@ from pathlib import Path
 
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
 from arriero.cli.output import readable_size
-from arriero.config import Settings, variable
+from arriero.config import Settings
+from arriero.config_description import variable
 
 _LITTLE = 2 * 10**9
 """Bytes: a small model, converted."""

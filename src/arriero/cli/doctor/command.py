@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arriero import config
 from arriero.cli.completion import complete_config, complete_model
 from arriero.cli.options import Json, ModelOption, one_model
 from arriero.cli.output import harmless, print_json
+from arriero.config_description import variable
 
 if TYPE_CHECKING:
     from arriero.cli.doctor.finding import Finding
@@ -60,7 +60,7 @@ def doctor(
     url: Annotated[str | None, typer.Option(help="A server that runs, to be looked at as well.")] = None,
     key: Annotated[
         str | None,
-        typer.Option("--api-key", envvar=config.variable("api_key"), help="Key for that server.", show_default=False),
+        typer.Option("--api-key", envvar=variable("api_key"), help="Key for that server.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:

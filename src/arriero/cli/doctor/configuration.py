@@ -9,12 +9,13 @@ from pathlib import Path
 
 from arriero import config
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
+from arriero.config_description import LANGPORT, PREFIX, flag, variable
 from arriero.config_sources import load
 from arriero.errors import ConfigError
 
 _FILES = ("script", "tokenizer_path", "tls_certificate", "tls_key")
 """Settings of which others can only be told once they are there."""
-_VARIABLE = re.compile(rf"((?:{config.PREFIX}|{config.LANGPORT.upper()})\w+) (?:is|in the environment)\b")
+_VARIABLE = re.compile(rf"((?:{PREFIX}|{LANGPORT.upper()})\w+) (?:is|in the environment)\b")
 
 
 def read_settings(flags: Mapping[str, str]) -> tuple[config.Settings | None, Finding]:
@@ -23,7 +24,7 @@ def read_settings(flags: Mapping[str, str]) -> tuple[config.Settings | None, Fin
         settings = load(flags)
     except ConfigError as error:
         return None, fail("config", str(error), _mend(str(error), flags))
-    variables = [config.variable(name) for name in config.in_one_word() if os.environ.get(config.variable(name))]
+    variables = [variable(name) for name in config.in_one_word() if os.environ.get(variable(name))]
     file = f"{settings.config} can be read" if settings.config else "there is no file"
     return settings, ok("config", f"{file}; in the environment: {', '.join(variables) or 'nothing'}")
 
@@ -65,7 +66,7 @@ def _check_files(settings: config.Settings, edit: str | None) -> Iterator[Findin
         if path is None or (path.exists() and os.access(path, os.R_OK)):
             continue
         what = "cannot be read" if path.exists() else "is not there"
-        yield fail("settings", f"{config.flag(name)} is {path}, which {what}", edit)
+        yield fail("settings", f"{flag(name)} is {path}, which {what}", edit)
 
 
 def _mend(message: str, flags: Mapping[str, str]) -> str | None:

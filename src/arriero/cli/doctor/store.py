@@ -13,7 +13,8 @@ from pathlib import Path
 from arriero.cli.doctor.caches import existing, why_not_writable
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
 from arriero.cli.output import readable_size
-from arriero.config import Settings, variable
+from arriero.config import Settings
+from arriero.config_description import variable
 
 _WAIT = 1.0
 """Seconds for others to let go of it."""
