@@ -11,7 +11,8 @@
     ├── DeadlineExceeded           the answer was not complete when the caller wanted it
     ├── EngineDied                 the engine failed while it worked on the request
     ├── UpstreamError              another server, which answers for a model, failed
-    │   └── UpstreamTimeout        it was silent for too long
+    │   ├── UpstreamTimeout        it was silent for too long
+    │   └── UpstreamLoop           it asks this server in its turn
     ├── ModelLoadError             a model's files are missing or damaged
     │   └── UnsupportedModel       they are fine, but ask for something that this engine does not compute
     ├── StoreError                 keys and usage cannot be read or written
@@ -108,6 +109,17 @@ class UpstreamError(ArrieroError):
 
 class UpstreamTimeout(UpstreamError):
     """It was silent for too long."""
+
+
+class UpstreamLoop(UpstreamError):
+    """It asks this server in its turn: the addresses in the configuration lead in a circle."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The request for the model '{name}' has come back: the addresses of its servers lead here.")
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[UpstreamLoop], tuple[str]]:
+        return type(self), (self.name,)
 
 
 class ModelLoadError(ArrieroError):

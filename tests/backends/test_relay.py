@@ -521,3 +521,14 @@ async def test_local_models_come_first(faulty: StartFaulty, serve: Any) -> None:
     pool = Pool([served.model], upstreams=[Upstream(UpstreamTable(name="*", upstream=server.url), {})])  # type: ignore[arg-type]
     assert pool.find_upstream("scripted") is None
     assert pool.find_upstream("other") is not None
+
+
+async def test_a_request_that_comes_back_is_not_passed_on_again(faulty: StartFaulty, gateway: StartGateway) -> None:
+    server = await faulty(odd)
+    front, other = [await gateway({"upstream": server.url}) for _ in range(2)]
+    await front.chat()
+    via = {"via": f"1.0 proxy, {server.posts[-1].headers['via']}"}
+    back = await front.client.post("/v1/chat/completions", json=CHAT, headers=via)
+    assert error_of(back) == (508, "upstream_loop")
+    assert len(server.posts) == 1
+    assert (await other.client.post("/v1/chat/completions", json=CHAT, headers=via)).status_code != 508

@@ -11,9 +11,9 @@ import orjson
 from arriero.api.body import is_json, read_body
 from arriero.api.failures import guarded
 from arriero.backends.relay import Passage, relay
-from arriero.errors import UnknownModel
+from arriero.errors import UnknownModel, UpstreamLoop
 from arriero.pool import Pool
-from arriero.wire.headers import Application
+from arriero.wire.headers import Application, new_id
 from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import Message, Receive, Send
 
@@ -33,6 +33,7 @@ class Remote:
         self._pool = pool
         self._paths = paths
         self._body_limit = body_limit
+        self._pseudonym = new_id("arriero-").encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer."""
@@ -72,7 +73,9 @@ class Remote:
         meter_of(scope).endpoint = path if path in self._paths else OTHER_ENDPOINT
         if not caller_of(scope).may_use(name):
             raise UnknownModel(name)
-        return Passage(upstream=upstream, model=name, own_name=own_name, path=path, body=body)
+        if any(self._pseudonym in value for header, value in scope["headers"] if header == b"via"):
+            raise UpstreamLoop(name)
+        return Passage(upstream=upstream, model=name, own_name=own_name, path=path, body=body, via=self._pseudonym)
 
 
 def _again(data: bytes, receive: Receive) -> Receive:

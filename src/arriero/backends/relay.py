@@ -56,6 +56,8 @@ class Passage:
     path: str
     body: dict[str, Any]
     """JSON; the server gets it written anew, so that both read the same into it."""
+    via: bytes
+    """What this server calls itself in `Via` (RFC 9110, section 7.6.3), so that it knows a request that comes back."""
 
 
 async def relay(passage: Passage, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -104,7 +106,7 @@ class _Relay:
         path = passage.path.encode()
         return Outgoing(
             path=b"%s?%s" % (path, query) if query else path,
-            headers=_request_headers(self._scope, forward_key=passage.upstream.forward_key),
+            headers=_request_headers(self._scope, passage.via, forward_key=passage.upstream.forward_key),
             body=orjson.dumps(body),
         )
 
@@ -201,7 +203,7 @@ def _num_characters(value: Any) -> int:
     return 0
 
 
-def _request_headers(scope: MutableMapping[str, Any], *, forward_key: bool) -> bytes:
+def _request_headers(scope: MutableMapping[str, Any], via: bytes, *, forward_key: bool) -> bytes:
     """The caller's headers without those that end here."""
     dropped = _dropped(_NOT_SENT, scope["headers"])
     if forward_key:
@@ -217,7 +219,7 @@ def _request_headers(scope: MutableMapping[str, Any], *, forward_key: bool) -> b
     if identity := REQUEST_ID.get():
         lines.append(b"x-request-id: %s\r\n" % identity.encode())
     lines += [b"%s: %s\r\n" % each for each in trace]
-    lines.append(b"accept-encoding: identity\r\n")
+    lines += (b"via: 1.1 %s\r\n" % via, b"accept-encoding: identity\r\n")
     head = b"".join(lines)
     if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
         raise InvalidRequest("A header of the request has a line break in it.")

@@ -26,6 +26,7 @@ from arriero.errors import (
     UnknownModel,
     UnsupportedModel,
     UpstreamError,
+    UpstreamLoop,
     UpstreamTimeout,
 )
 from arriero.wire.scope import REQUEST_ID
@@ -60,6 +61,7 @@ TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     EngineDied: (500, SERVER_ERROR, "engine_died"),
     UpstreamError: (502, SERVER_ERROR, "upstream_error"),
     UpstreamTimeout: (504, SERVER_ERROR, "upstream_timeout"),
+    UpstreamLoop: (508, SERVER_ERROR, "upstream_loop"),
     ModelLoadError: (500, SERVER_ERROR, "model_load_error"),
     UnsupportedModel: (500, SERVER_ERROR, "unsupported_model"),
     StoreError: (500, SERVER_ERROR, "store_error"),
