@@ -532,3 +532,22 @@ async def test_a_request_that_comes_back_is_not_passed_on_again(faulty: StartFau
     assert error_of(back) == (508, "upstream_loop")
     assert len(server.posts) == 1
     assert (await other.client.post("/v1/chat/completions", json=CHAT, headers=via)).status_code != 508
+
+
+async def test_what_is_asked_of_an_open_entry_has_one_name_in_the_accounts(
+    faulty: StartFaulty, gateway: StartGateway
+) -> None:
+    going = asyncio.Event()
+
+    async def slow(asked: Asked) -> None:
+        await going.wait()
+        asked.answer(ODD, status=404 if asked.json["model"] == "b" else 200)
+
+    server = await faulty(slow)
+    front = await gateway({"name": "all/*", "upstream": server.url})
+    asking = [asyncio.create_task(front.chat(model=f"all/{name}")) for name in "ab"]
+    await until(lambda: len(server.posts) == 2)
+    assert {meter.model for meter in front.meters} == {""}
+    going.set()
+    await asyncio.gather(*asking)
+    assert {meter.model: meter.first_token_at is None for meter in front.meters} == {"all/a": False, "all/*": True}

@@ -80,11 +80,14 @@ class _Relay:
 
     async def run(self, send: Send) -> None:
         passage, meter = self._passage, self._meter
-        meter.model = passage.upstream.name  # An open entry's names count once a server has known them.
-        answer = await passage.upstream.ask(passage.model, self._outgoing())
+        name = passage.upstream.name
         try:
+            answer = await passage.upstream.ask(passage.model, self._outgoing())
             if answer.status < 400:
-                meter.model = passage.model
+                name = passage.model  # An open entry's names count once a server has known them.
+        finally:
+            meter.model = name  # Not before it is certain: usage is written under it while the request runs.
+        try:
             await self._pass_on(answer, send)
         finally:
             answer.close()
@@ -183,6 +186,7 @@ class _Relay:
 
     def _end(self, answer: Answer, body: Body) -> None:
         if answer.status >= 400:
+            self._meter.first_token_at = None  # A refusal has no tokens.
             return
         self._told = body.end()
         if not self._told and self._passage.path in _GENERATES:
