@@ -224,3 +224,16 @@ def test_a_killed_process_loses_what_was_not_looked_at_yet_and_no_more(path: Pat
     assert 20 <= amounts.completion_tokens <= reached[-1] + 100
     assert abs(amounts.prompt_tokens - amounts.completion_tokens) <= 1
     assert amounts.requests in (amounts.completion_tokens, amounts.completion_tokens + 1)
+
+
+def test_a_path_that_leads_nowhere_is_tried_again(path: Path, fast: None) -> None:
+    path.write_text("A file where a directory has to be.")
+    books = Ledger(path / "arriero.db")
+    books.start()
+    books.end(books.begin("k", meter()))
+    until(lambda: books.problem)
+    path.unlink()
+    path.mkdir()
+    until(lambda: stored(path / "arriero.db"))
+    until(lambda: not books.problem)
+    books.close()

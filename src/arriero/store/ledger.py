@@ -107,12 +107,12 @@ class Ledger:
         if self._path is None:
             return
         with self._writing:
-            if self._path.exists():
-                try:
+            try:
+                if self._path.exists():
                     self._connect()
                     self._read()
-                except sqlite3.Error as error:
-                    raise StoreError(f"cannot read the store {self._path}: {error}") from None
+            except (sqlite3.Error, OSError) as error:
+                raise StoreError(f"cannot read the store {self._path}: {error}") from None
         self._thread = threading.Thread(target=self._run, name="arriero-store", daemon=True)
         self._thread.start()
 
@@ -171,7 +171,7 @@ class Ledger:
                         usage.add(self._connection, rows.items())
                         rows = {}
                     self._read_changes()
-            except (sqlite3.Error, StoreError) as error:
+            except (sqlite3.Error, StoreError, OSError) as error:
                 self._tell(str(error))
             else:
                 self._tell(None)
