@@ -65,7 +65,6 @@ def llama(
     name: str, file: Path, cache: Path, *, tuning: Mapping[str, Any] = FLASH, prompt_cache: bool = False
 ) -> Contestant:
     """llama.cpp's server with one file; with `prompt_cache` it reuses what it read, as it does by default."""
-    interpreter = llama_cpp.python(cache / "llama.cpp")
 
     def flags(clients: int, context: int) -> dict[str, Any]:
         return {
@@ -80,7 +79,7 @@ def llama(
         }
 
     def serve(flags: Mapping[str, Any]) -> AbstractContextManager[str]:
-        return llama_cpp.server(interpreter, file, dict(flags))
+        return llama_cpp.server(cache / "llama.cpp", file, dict(flags))
 
     return Contestant(name, flags, serve, {"ignore_eos": True, "cache_prompt": prompt_cache})
 

@@ -75,10 +75,10 @@ class Figures:
         verdicts = [str(each) for each in self.verdicts]
         print("\n" + "\n".join([f"{self.title}:", "", self.table(), "", *verdicts]), flush=True)
         directory.mkdir(parents=True, exist_ok=True)
-        about = machine(**{"llama.cpp": llama_cpp.PACKAGE})
+        about = machine(**{"llama.cpp": llama_cpp.build()})
         text = json.dumps({"machine": about, **asdict(self)}, indent=1)
         (directory / f"{self.name}.json").write_text(text + "\n")
-        note = f"{about['processor']}, {about['cores']} cores; Arriero {about['arriero']}, {llama_cpp.PACKAGE}"
+        note = f"{about['processor']}, {about['cores']} cores; Arriero {about['arriero']}, {about['llama.cpp']}"
         plots.bars(directory / f"{self.name}.png", self.title, self.unit, self.values, [*verdicts, note])
 
 

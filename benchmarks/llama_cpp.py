@@ -1,11 +1,14 @@
-"""llama.cpp as the PyPI wheel `xllamacpp`: its model files, its virtual environment, its server as a process.
+"""llama.cpp: its model files, its virtual environment, its server as a process.
 
-The benchmarks compare with it; nothing in Arriero itself depends on it.
+It is the PyPI wheel `xllamacpp`, or the `llama-server` that the environment variable `LLAMA_SERVER` names, which
+somebody has compiled for this very machine. The benchmarks compare with it; nothing in Arriero itself depends on it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +25,23 @@ import numpy as np
 PACKAGE = "xllamacpp==2026.10.11549"
 LAUNCHER = Path(__file__).with_name("llama_cpp_server.py")
 START_SECONDS = 60.0
+COMPILED = os.environ.get("LLAMA_SERVER", "")
+_OPTIONS = {
+    "n_parallel": "--parallel",
+    "n_ctx": "--ctx-size",
+    "n_batch": "--batch-size",
+    "n_ubatch": "--ubatch-size",
+    "cpuparams.n_threads": "--threads",
+    "cpuparams_batch.n_threads": "--threads-batch",
+    "cpuparams.poll": "--poll",
+    "cpuparams_batch.poll": "--poll-batch",
+    "cache_ram_mib": "--cache-ram",
+    "verbosity": "--verbosity",
+    "flash_attn_type": "--flash-attn",
+    "kv_unified": "--kv-unified",
+    "cont_batching": "--cont-batching",
+}
+"""What `llama-server` calls an attribute of `CommonParams`."""
 
 
 def requantise(source: Path, target: Path, kind: str) -> Path:
@@ -75,27 +95,31 @@ def environment(directory: Path, package: str) -> Path:
     return interpreter
 
 
-def python(directory: Path) -> Path:
-    """The interpreter of llama.cpp's virtual environment."""
-    return environment(directory, PACKAGE)
+def build() -> str:
+    """Which llama.cpp it is that the benchmarks run."""
+    if not COMPILED:
+        return PACKAGE
+    shown = subprocess.run([COMPILED, "--version"], capture_output=True, text=True, check=True)
+    return f"{(shown.stdout + shown.stderr).strip().splitlines()[0]}, compiled for this machine"
 
 
 @contextmanager
-def server(interpreter: Path, model: Path, flags: dict[str, Any]) -> Iterator[str]:
+def server(directory: Path, model: Path, flags: dict[str, Any]) -> Iterator[str]:
     """Run llama.cpp's server on a free port; yields its base URL (ending in `/v1`), ends the process after.
 
-    `flags` are attributes of `xllamacpp.CommonParams`, dotted for nested ones.
+    `flags` are attributes of `xllamacpp.CommonParams`, dotted for nested ones; the wheel's environment lies in
+    `directory`.
 
     Raises:
         RuntimeError: it did not answer `/health` within 60 seconds; its log is shown.
     """
-    command = [str(interpreter), str(LAUNCHER), json.dumps({"model.path": str(model), **flags})]
+    command = _compiled(model, flags) if COMPILED else _wheel(directory, model, flags)
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         assert process.stdout is not None
-        address = process.stdout.readline().strip()
+        address = f"http://127.0.0.1:{command[-1]}" if COMPILED else process.stdout.readline().strip()
         if not address:
             raise RuntimeError(f"llama.cpp did not start: {' '.join(command)}")
         _wait_until_healthy(address)
@@ -107,6 +131,25 @@ def server(interpreter: Path, model: Path, flags: dict[str, Any]) -> Iterator[st
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _wheel(directory: Path, model: Path, flags: dict[str, Any]) -> list[str]:
+    interpreter = environment(directory, PACKAGE)
+    return [str(interpreter), str(LAUNCHER), json.dumps({"model.path": str(model), **flags})]
+
+
+def _compiled(model: Path, flags: dict[str, Any]) -> list[str]:
+    """The last of it is the port."""
+    command = [COMPILED, "--model", str(model), "--log-disable"]
+    for name, value in flags.items():
+        if value is True:
+            command.append(_OPTIONS[name])
+        else:
+            shown = str(value).lower()
+            command += [_OPTIONS[name], {"enabled": "on", "disabled": "off"}.get(shown.split("_")[-1], shown)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return [*command, "--port", str(free.getsockname()[1])]
 
 
 def _wait_until_healthy(address: str) -> None:

@@ -97,7 +97,7 @@ def _log_likelihoods(logits: NDArray[np.float32], targets: Sequence[int]) -> NDA
     return chosen
 
 
-def llama_perplexity(interpreter: Path, model: Path, windows: Sequence[Sequence[int]], together: int = 8) -> float:
+def llama_perplexity(directory: Path, model: Path, windows: Sequence[Sequence[int]], together: int = 8) -> float:
     """The same of llama.cpp's server, each window in a slot of its own, its keys and values kept between tokens."""
     flags = {
         "n_ctx": (WINDOW + 64) * together,
@@ -108,7 +108,7 @@ def llama_perplexity(interpreter: Path, model: Path, windows: Sequence[Sequence[
         "cache_ram_mib": 0,
         "verbosity": 0,
     }
-    with llama_cpp.server(interpreter, model, flags) as url:
+    with llama_cpp.server(directory, model, flags) as url:
         scores = asyncio.run(_ask_for_all(url.removesuffix("/v1"), windows, together))
     return math.exp(-sum(scores) / len(scores))
 
@@ -176,9 +176,9 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, float]:
             )
             note(f"{weights} {engine.__name__.rpartition('.')[2]}", arriero_perplexity(runner, windows), started)
             runner.close()
-    interpreter = llama_cpp.python(settings.cache / "llama.cpp")
     started = time.perf_counter()
-    note("llama.cpp Q4_0", llama_perplexity(interpreter, llama_cpp.model_files(path, work)["Q4_0"], windows), started)
+    q4_0 = llama_cpp.model_files(path, work)["Q4_0"]
+    note("llama.cpp Q4_0", llama_perplexity(settings.cache / "llama.cpp", q4_0, windows), started)
     return result
 
 
