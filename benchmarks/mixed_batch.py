@@ -31,7 +31,7 @@ from arriero.compute import Row, Runner, RunnerInfo, Want
 from arriero.core import Event, GenerationRequest, Sampling, Token
 from arriero.engine.local import LocalEngine
 from arriero.machine import physical_cores
-from arriero.models.calibration import calibration_tokens
+from arriero.models.calibration import calibration
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.sources.resolve import resolve
 from arriero.models.tokenizers.tokenizer import load_tokenizer
@@ -157,10 +157,10 @@ def run(rounds: int) -> dict[str, Any]:
     cache = config_sources.load({}).cache
     path = resolve(None, cache).path
     checkpoint, tokenizer = open_checkpoint(path), load_tokenizer(path)
-    calibration = calibration_tokens(tokenizer, checkpoint.config.context)
+    read = calibration(tokenizer, checkpoint.config.context, checkpoint.config.vocab_size)
     options: dict[str, Any] = {"slots": SLOTS, "context": CONTEXT, "threads": physical_cores(), "cache": cache}
-    runner: Runner = load_runner(checkpoint, weights="int8", calibration=calibration, **options)
-    text = calibration[:CONTEXT]
+    runner: Runner = load_runner(checkpoint, weights="int8", calibration=read, **options)
+    text = read.tokens()[:CONTEXT]
     logits = runner.step([Row(0, text, 0, Want.ALL)]).copy()
     runner.free(0)
     info, constraints = runner.info, stop_constraints(tokenizer)

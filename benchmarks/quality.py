@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 import llama_cpp
 from arriero import config_sources
 from arriero.compute import Row, Runner, Want
-from arriero.models.calibration import calibration_tokens
+from arriero.models.calibration import calibration
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.sources.resolve import resolve
 from arriero.models.tokenizers.tokenizer import load_tokenizer
@@ -165,14 +165,15 @@ def measure(text: str, num_tokens: int, work: Path) -> dict[str, float]:
     for engine, formats in ((onnx, ("fp32", "int8", "int4")), (native, ("int8", "int4"))):
         for weights in formats:
             started = time.perf_counter()
+            checkpoint = open_checkpoint(path)
             runner = engine.load_runner(
-                open_checkpoint(path),
+                checkpoint,
                 weights=weights,
                 slots=1,
                 context=WINDOW,
                 threads=THREADS,
                 cache=work,
-                calibration=calibration_tokens(tokenizer, WINDOW),
+                calibration=calibration(tokenizer, WINDOW, checkpoint.config.vocab_size),
             )
             note(f"{weights} {engine.__name__.rpartition('.')[2]}", arriero_perplexity(runner, windows), started)
             runner.close()

@@ -20,7 +20,7 @@ import numpy as np
 from arriero import config_sources
 from arriero.compute import Row
 from arriero.machine import physical_cores
-from arriero.models.calibration import calibration_tokens
+from arriero.models.calibration import calibration
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.sources.resolve import resolve
 from arriero.models.tokenizers.tokenizer import load_tokenizer
@@ -56,7 +56,6 @@ def main() -> None:
     cache: Path = config_sources.load({}).cache
     path = resolve(arguments.model, cache).path
     checkpoint = open_checkpoint(path)
-    tokens = calibration_tokens(load_tokenizer(path), checkpoint.config.context)
     runner = load_runner(
         checkpoint,
         weights=arguments.weights,
@@ -64,7 +63,7 @@ def main() -> None:
         context=checkpoint.config.context,
         threads=physical_cores(),
         cache=cache,
-        calibration=[token for token in tokens if token < checkpoint.config.vocab_size],
+        calibration=calibration(load_tokenizer(path), checkpoint.config.context, checkpoint.config.vocab_size),
     )
     random = np.random.default_rng(0)
 

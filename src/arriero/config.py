@@ -28,6 +28,8 @@ from arriero.errors import ConfigError
 
 PORTS = {"openai": 8000, "alpaca": 19_327}
 """Where each profile listens unless told otherwise."""
+ALPACA_NAME = "chinese-llama-alpaca"
+"""What a model of the Alpaca profile is called unless settings say otherwise."""
 TABLES = frozenset({"models"})
 """Settings that are tables of the file, and have no flag and no variable."""
 
@@ -322,6 +324,7 @@ class Settings(BaseModel):
                 "base_model": None,
                 "gpus": "none" if self.only_cpu else self.gpus,
                 "only_cpu": False,
+                "model_name": ALPACA_NAME if self.profile == "alpaca" and not self.model_name else self.model_name,
                 "weights": "int8" if self.load_in_8bit else self.weights,
                 "load_in_8bit": False,
             }

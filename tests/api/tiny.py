@@ -15,8 +15,7 @@ from tokenizers.models import BPE
 
 from arriero.engine.local import LocalEngine
 from arriero.models.card import ModelCard, decoder_tasks
-from arriero.models.tokenizers.metadata import TextMetadata
-from arriero.models.tokenizers.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import TextMetadata, Tokenizer
 from arriero.pool import ServedModel, Vectors
 from arriero.runners.onnx import load_runner
 from arriero.text.chat import ChatTemplate

@@ -212,4 +212,4 @@ def test_half_a_surrogate_pair_is_refused(tokenizer):
 
 def test_a_template_that_is_no_template_is_refused(tokenizer):
     with pytest.raises(ModelLoadError, match="chat template"):
-        ChatTemplate("{% for %}", tokenizer)
+        ChatTemplate("{% for %}", tokenizer).build()

@@ -8,8 +8,7 @@ import tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from arriero.models.tokenizers.metadata import TextMetadata
-from arriero.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from arriero.models.tokenizers.tokenizer import TextMetadata, Tokenizer, load_tokenizer
 from arriero.text.infill import STYLES, Infill, infill_of
 
 

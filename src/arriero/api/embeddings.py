@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from arriero.api.body import read_parameters
-from arriero.api.encoding import TextEncoder, answered, normalised
+from arriero.api.encoding import TextEncoder, Vectors, answered, normalised
 from arriero.api.encoding_parameters import EmbeddingParameters
 from arriero.api.generation import Delivery, default_model, find_model, require
 from arriero.api.limits import above
@@ -111,7 +109,7 @@ def _prompt(model: ServedModel, parameters: EmbeddingParameters, ignored: list[s
     return prompts[name]
 
 
-def _written(vector: NDArray[np.float32], encoding_format: str) -> NDArray[np.float32] | str:
+def _written(vector: Vectors, encoding_format: str) -> Vectors | str:
     if encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return np.ascontiguousarray(vector)
+    return vector.copy()  # in one piece, as JSON's writer wants it

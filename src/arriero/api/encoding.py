@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +21,11 @@ from arriero.wire.headers import new_id
 from arriero.wire.scope import caller_of, meter_of
 from arriero.wire.sse import while_connected
 
-Vectors = NDArray[np.float32]
+if TYPE_CHECKING:  # NumPy comes with the first vectors: a server that is asked for texts alone does without
+    import numpy as np
+    from numpy.typing import NDArray
+
+Vectors: TypeAlias = "NDArray[np.float32]"
 _LEAST_LENGTH = 1e-12
 
 
@@ -128,12 +130,16 @@ async def answered(request: Request, ignored: list[str], work: Coroutine[Any, An
 
 def sigmoid(values: Vectors) -> Vectors:
     """Logits as probabilities."""
+    import numpy as np
+
     result: Vectors = np.reciprocal(1 + np.exp(-np.clip(values, -80, 80)))
     return result
 
 
 def normalised(vectors: Vectors) -> Vectors:
     """Each divided by its length."""
+    import numpy as np
+
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     result: Vectors = vectors / np.maximum(lengths, np.float32(_LEAST_LENGTH))
     return result

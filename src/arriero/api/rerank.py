@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -58,7 +57,7 @@ async def _rerank(request: Request, model: ServedModel, parameters: RerankParame
     texts = [each if isinstance(each, str) else each.text for each in parameters.documents]
     encoder = TextEncoder(request, model, parameters)
     scores = await _relevance(encoder, parameters.query, texts)
-    order = np.argsort(-scores, kind="stable")[: parameters.top_n]
+    order = (-scores).argsort(kind="stable")[: parameters.top_n]
     results = [
         {"index": int(index), "relevance_score": scores[index]}
         | ({"document": {"text": texts[index]}} if parameters.return_documents else {})

@@ -6,23 +6,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arriero.app.pickles import without_pickles
 from arriero.app.served import fingerprint_of, vocabulary_digest
-from arriero.config import Settings
 from arriero.core import Constraint, ConstraintFactory, GenerationRequest
 from arriero.errors import ConfigError, ModelLoadError
-from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint
 from arriero.models.card import decoder_tasks
 from arriero.models.sources.download import Progress
 from arriero.models.sources.resolve import resolve
 from arriero.models.tokenizers.metadata import read_text_metadata
 from arriero.models.tokenizers.slow_tokenizers import has_slow_tokenizer
-from arriero.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from arriero.models.tokenizers.tokenizer import Tokenizer, read_tokenizer
 from arriero.pool import ServedModel
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
+
+if TYPE_CHECKING:
+    from arriero.config import Settings
+    from arriero.models.adapters.lora import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class Vocabulary:
 
 def read_vocabulary(path: Path, base: Path) -> Vocabulary:
     """The tokenizer at `path`; what ends an answer, and the chat template, are the base's where it does not say."""
-    tokenizer, template = load_tokenizer(path), read_text_metadata(path).chat_template
+    tokenizer, template = read_tokenizer(path), read_text_metadata(path).chat_template
     if path != base:
         metadata = read_text_metadata(base)
         template = metadata.chat_template if template is None else template
@@ -79,6 +82,10 @@ def open_adapters(settings: Settings, checkpoint: Checkpoint, on_download: Progr
 
     Raises `ModelLoadError` for one that is not there, damaged, made for another base or not supported.
     """
+    if not (settings.lora or settings.lora_model):
+        return []
+    from arriero.models.adapters.lora import Adapter  # which takes long to import
+
     asked = [(None, settings.lora_model)] if settings.lora_model else []
     named = []
     for name, place in [*asked, *settings.lora.items()]:

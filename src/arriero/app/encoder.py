@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from arriero.app.engines import Choice
 from arriero.app.served import fingerprint_of, vocabulary_digest
-from arriero.config import Settings
 from arriero.engine.encoder import EncodingEngine
 from arriero.errors import ConfigError, UnsupportedModel
 from arriero.machine import physical_cores
@@ -18,6 +18,9 @@ from arriero.models.encoders.encoder import EncoderCheckpoint, open_encoder
 from arriero.models.sources.resolve import Resolved
 from arriero.models.tokenizers.tokenizer import load_tokenizer
 from arriero.pool import ServedModel, Vectors
+
+if TYPE_CHECKING:
+    from arriero.config import Settings
 
 logger = logging.getLogger(__name__)
 

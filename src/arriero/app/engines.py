@@ -12,7 +12,6 @@ from arriero.errors import ConfigError, ModelLoadError, UnsupportedModel
 from arriero.models.checkpoint import open_checkpoint
 from arriero.models.decoders.families import ARCHITECTURES, family_of
 from arriero.models.decoders.layout import check_config
-from arriero.models.encoders.encoder import configure, open_encoder
 from arriero.models.files.json_files import Settings, brief, read_json
 from arriero.models.files.pickled import pickled_weights
 from arriero.models.kind import kind_of
@@ -50,6 +49,8 @@ def choose_engine(
     if is_encoder(path):
         if engine in ("native", "torch"):
             raise ConfigError(f"--engine is {engine}, but encoders run on the onnx engine")
+        from arriero.models.encoders.encoder import configure, open_encoder  # few models need it
+
         if pickled_weights(path) is None:
             open_encoder(path)
             return Choice("onnx", "Encoders run on it.")

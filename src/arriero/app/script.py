@@ -13,23 +13,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from arriero import __version__
-from arriero.config import Settings
 from arriero.engine.local import LocalEngine
 from arriero.errors import ConfigError
 from arriero.models.card import ModelCard, decoder_tasks
-from arriero.models.tokenizers.metadata import TextMetadata
-from arriero.models.tokenizers.tokenizer import Tokenizer
+from arriero.models.tokenizers.tokenizer import TextMetadata, Tokenizer
 from arriero.pool import ServedModel, Vectors
 from arriero.runners.scripted import ScriptedRunner
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
+
+if TYPE_CHECKING:
+    from arriero.config import Settings
 
 NAME = "scripted"
 CONTEXT = 32_768

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arriero import __version__
 from arriero.compute import Runner, RunnerInfo
-from arriero.config import Settings
 from arriero.core import ConstraintFactory
 from arriero.engine.local import LocalEngine
 from arriero.machine import available_memory
@@ -18,6 +18,9 @@ from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.pool import ServedModel, Vectors
 from arriero.text.chat import ChatTemplate
 from arriero.text.stop import stop_constraints
+
+if TYPE_CHECKING:
+    from arriero.config import Settings
 
 KEY_VALUE_SHARE = 0.5
 """How much of the memory that is left beside the weights keys and values may take, unless settings say otherwise."""

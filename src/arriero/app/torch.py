@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arriero.app.adapters import main_tokenizer, read_vocabulary
 from arriero.app.engines import Choice, require_torch
 from arriero.app.served import fingerprint_of, serve_runner
-from arriero.config import Settings
 from arriero.errors import ConfigError, ModelLoadError
 from arriero.machine import physical_cores
 from arriero.models.card import ModelCard, decoder_tasks
@@ -18,6 +18,9 @@ from arriero.models.sources.download import Progress
 from arriero.models.sources.resolve import Resolved, resolve
 from arriero.pool import ServedModel
 from arriero.text.chat import ChatTemplate, plain_template
+
+if TYPE_CHECKING:
+    from arriero.config import Settings
 
 logger = logging.getLogger(__name__)
 

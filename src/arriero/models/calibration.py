@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from arriero.models.tokenizers.tokenizer import Tokenizer
 
 MAX_TOKENS = 1024
@@ -81,6 +85,24 @@ J. Lindqvist
 """
 
 
-def calibration_tokens(tokenizer: Tokenizer, context: int) -> list[int]:
-    """The text's tokens, as many as `context` and a bound on the time it takes allow."""
-    return tokenizer.encode(TEXT)[: min(context, MAX_TOKENS)]
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The tokens of a text, made only where somebody reads them."""
+
+    digest: str
+    """Another one wherever the tokens could be others; empty: there are none."""
+    tokens: Callable[[], Sequence[int]]
+
+
+NO_CALIBRATION = Calibration("", tuple)
+
+
+def calibration(tokenizer: Tokenizer, context: int, vocab_size: int) -> Calibration:
+    """The text's tokens of those that a model of `vocab_size` knows, as many as `context` and a bound on time allow."""
+    size = min(context, MAX_TOKENS)
+    facts = repr((TEXT, tokenizer.digest, size, vocab_size))
+
+    def tokens() -> list[int]:
+        return [token for token in tokenizer.encode(TEXT)[:size] if token < vocab_size]
+
+    return Calibration(hashlib.sha256(facts.encode()).hexdigest(), tokens)

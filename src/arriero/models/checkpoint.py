@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arriero.errors import ModelLoadError
-from arriero.models.decoders.directory import DirectoryCheckpoint
 from arriero.models.decoders.gguf_checkpoint import GGUFCheckpoint
 from arriero.models.kind import refuse_adapter
+
+if TYPE_CHECKING:
+    from arriero.models.decoders.directory import DirectoryCheckpoint
 
 
 def open_checkpoint(path: Path) -> GGUFCheckpoint | DirectoryCheckpoint:
@@ -19,6 +22,8 @@ def open_checkpoint(path: Path) -> GGUFCheckpoint | DirectoryCheckpoint:
         ModelLoadError: nothing is there, or it is damaged, incomplete or not supported.
     """
     if path.is_dir():
+        from arriero.models.decoders.directory import DirectoryCheckpoint  # which takes a while to import
+
         refuse_adapter(path)
         return DirectoryCheckpoint(path)
     if path.is_file():

@@ -67,6 +67,13 @@ class ServedModel:
     variants: tuple[ServedModel, ...] = ()
     """Further names on the same engine, each with an adapter of its own."""
 
+    def build(self) -> None:
+        """Make ready now what requests need of tokenizer and template; raises `ModelLoadError` if they are damaged."""
+        for each in (self, *self.variants):
+            each.tokenizer.build()
+            if each.template:
+                each.template.build()
+
     @property
     def name(self) -> str:
         """The id that the API shows and requests name."""

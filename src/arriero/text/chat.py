@@ -5,35 +5,48 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import jinja2
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from arriero.errors import InvalidRequest, ModelLoadError
 from arriero.models.tokenizers.tokenizer import Tokenizer
-from arriero.text.sandbox import Program
+
+if TYPE_CHECKING:
+    from arriero.text.sandbox import Program
 
 
 class ChatTemplate:
-    """A model's chat template: what the model was trained to read for a conversation.
-
-    Raises `ModelLoadError` when the template is not valid Jinja.
-    """
+    """A model's chat template: what the model was trained to read for a conversation. Its first use compiles it."""
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._source = source
-        try:
-            self._program = Program(source)
-        except jinja2.TemplateError as error:
-            raise ModelLoadError(f"The model's chat template is not valid: {error}.") from error
-        self._disguise = _Disguise(tokenizer.control_tokens, source)
         self.knows_developers = "developer" in source
         """Whether it has a place for messages of the role `developer`, which is younger than most templates."""
 
     def __reduce__(self) -> tuple[object, ...]:
         """To another process goes what it is made from."""
         return type(self), (self._source, self._tokenizer)
+
+    def build(self) -> None:
+        """Compile it now; raises `ModelLoadError` when it is not valid Jinja."""
+        _ = self._program, self._disguise
+
+    @cached_property
+    def _program(self) -> Program:
+        # Who computes a model, and never runs its template, imports none of this.
+        import jinja2
+
+        from arriero.text.sandbox import Program
+
+        try:
+            return Program(self._source)
+        except jinja2.TemplateError as error:
+            raise ModelLoadError(f"The model's chat template is not valid: {error}.") from error
+
+    @cached_property
+    def _disguise(self) -> _Disguise:
+        return _Disguise(self._tokenizer.control_tokens, self._source)
 
     def render(
         self,

@@ -9,7 +9,8 @@ import pytest
 
 from arriero.errors import ModelLoadError
 from arriero.models.architecture import DecoderConfig
-from arriero.models.tokenizers.metadata import TextMetadata, read_text_metadata
+from arriero.models.tokenizers.metadata import read_text_metadata
+from arriero.models.tokenizers.tokenizer import TextMetadata
 
 TOKENS = ["<unk>", "<s>", "</s>", "<|im_end|>", "<|eot_id|>", "a"]
 

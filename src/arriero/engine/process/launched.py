@@ -13,7 +13,7 @@ from typing import Any
 
 from arriero.core import EncodingRequest, EngineStats, GenerationRequest
 from arriero.engine.process.child import BEAT
-from arriero.engine.process.frames import Channel
+from arriero.engine.process.frames import Channel, pack
 from arriero.engine.process.messages import Abort, Ask, Beat, Close, Failed, News, Order, Progress, Ready
 from arriero.engine.process.spawned import spawn
 from arriero.engine.stream import Stream
@@ -73,8 +73,9 @@ class Launched:
             self.ended.set()
             raise ModelLoadError(f"No process could be started for the model: {error}.") from None
         self._watch = asyncio.create_task(self._watch_over())
+        # At once, and not when the loop comes round: before it does, a server that starts has much to import.
+        connection.sendall(b"".join(pack(Order(content, logging.getLogger().getEffectiveLevel()))))
         await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=connection)
-        self._channel.send(Order(content, logging.getLogger().getEffectiveLevel()))
         return await asyncio.shield(self._ready)
 
     @property

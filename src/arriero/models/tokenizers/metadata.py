@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from arriero.errors import ModelLoadError
 from arriero.models.files.gguf_file import read_metadata
 from arriero.models.files.json_files import read_json
 from arriero.models.tokenizers.slow_tokenizers import has_slow_tokenizer, slow_tokenizer
+from arriero.models.tokenizers.tokenizer import TextMetadata
 
 Value = TypeVar("Value")
 
@@ -27,23 +27,6 @@ _BOS_BY_DEFAULT = frozenset(
     {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "chameleon"}
 )
 """Values of `tokenizer.ggml.pre` for which llama.cpp prepends the first token unless the file forbids it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextMetadata:
-    """Read from a GGUF file's metadata or from the JSON files of a Hugging Face directory."""
-
-    chat_template: str | None
-    """Jinja source of the default template; None when the model has none."""
-    special_tokens: Mapping[str, str]
-    """Texts of `bos_token`, `eos_token`, ... as far as the model has them: variables of the template."""
-    bos_token_id: int | None
-    end_token_ids: frozenset[int]
-    """Every token that ends an answer."""
-    add_bos: bool | None
-    """Whether a prompt starts with the first token; None when tokenizer.json's own post-processor decides."""
-    context: int | None
-    """Tokens that the model was made for; None when the files do not say."""
 
 
 def read_text_metadata(path: Path) -> TextMetadata:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,7 @@ import orjson
 import tokenizers
 
 from arriero.errors import InvalidRequest, ModelLoadError
-from arriero.models.files.gguf_file import read_metadata
 from arriero.models.files.sentencepiece_file import SPACE
-from arriero.models.tokenizers.gguf_vocabulary import gguf_document
-from arriero.models.tokenizers.metadata import TextMetadata, read_text_metadata
-from arriero.models.tokenizers.tokenizer_json import directory_document
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTROL_SHAPE = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
@@ -25,6 +23,19 @@ _CONTROL_SHAPE = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a GGUF file or of a Hugging Face directory with tokenizer.json; raises `ModelLoadError`."""
+    tokenizer = read_tokenizer(path)
+    tokenizer.build()
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The same, yet to be built: its files are read, and raise `ModelLoadError` where they are damaged."""
+    # Whoever is sent a tokenizer reads no files.
+    from arriero.models.files.gguf_file import read_metadata
+    from arriero.models.tokenizers.gguf_vocabulary import gguf_document
+    from arriero.models.tokenizers.metadata import read_text_metadata
+    from arriero.models.tokenizers.tokenizer_json import directory_document
+
     metadata = read_text_metadata(path)
     if path.is_dir():
         document = directory_document(path, metadata.special_tokens)
@@ -33,24 +44,38 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer(path, document, metadata)
 
 
-class Tokenizer:
-    """A model's vocabulary. Nothing in it changes once it is made, so threads may use it at the same time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextMetadata:
+    """Read from a GGUF file's metadata or from the JSON files of a Hugging Face directory."""
 
-    vocab_size: int
+    chat_template: str | None
+    """Jinja source of the default template; None when the model has none."""
+    special_tokens: Mapping[str, str]
+    """Texts of `bos_token`, `eos_token`, ... as far as the model has them: variables of the template."""
+    bos_token_id: int | None
+    end_token_ids: frozenset[int]
+    """Every token that ends an answer."""
+    add_bos: bool | None
+    """Whether a prompt starts with the first token; None when tokenizer.json's own post-processor decides."""
+    context: int | None
+    """Tokens that the model was made for; None when the files do not say."""
+
+
+class Tokenizer:
+    """A model's vocabulary. Nothing in it changes once it is built, so threads may use it at the same time.
+
+    Its first use builds it, which takes a while: whoever only hands it on to another process does not wait for that.
+    """
+
     special_tokens: Mapping[str, str]
     """Texts of `bos_token`, `eos_token`, `unk_token`, ... as far as the model has them."""
     bos_token: str | None
     eos_token: str | None
-    bos_token_id: int | None
     end_token_ids: frozenset[int]
     """Every id that ends an answer."""
-    control_tokens: Mapping[str, int]
-    """Ids by text of the tokens that steer the model and that no user may smuggle in."""
-    adds_space_prefix: bool
-    """Whether the first word of a text gets a space that is no part of it, as SentencePiece does."""
 
     def __init__(self, path: Path, document: dict[str, Any], metadata: TextMetadata) -> None:
-        """Build it from the contents of a tokenizer.json; raises `ModelLoadError` if these are damaged or unknown."""
+        """Take the contents of a tokenizer.json, and look at them when it is built."""
         self._begin(path, _written(path, document), document.get("decoder"), metadata)
 
     def _begin(self, path: Path, source: bytes, decoder: Mapping[str, Any] | None, metadata: TextMetadata) -> None:
@@ -58,28 +83,48 @@ class Tokenizer:
         self._metadata = metadata
         self._source = source
         self._decoder = decoder
-        self._backend = _build(path, source)
-        # Their ids in the document are no more than a wish, where they leave gaps.
-        self._added: dict[int, tokenizers.AddedToken] = self._backend.get_added_tokens_decoder()
-        self._special = frozenset(id for id, token in self._added.items() if token.special)
-        self._to_bytes, self.adds_space_prefix = _decoding(path, decoder)
         self._bytes: dict[int, bytes] = {}
         self._texts = _Texts(self.token_bytes)
         self._shown_texts = _Texts(lambda token: b"" if token in self._special else self.token_bytes(token))
-        self.vocab_size = self._backend.get_vocab_size()
         self.special_tokens = metadata.special_tokens
         self.bos_token = self.special_tokens.get("bos_token")
         self.eos_token = self.special_tokens.get("eos_token")
-        self.bos_token_id = None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
         self.end_token_ids = metadata.end_token_ids
-        self.control_tokens = {token.content: id for id, token in self._added.items() if self._is_control(id)}
-        nonce = secrets.randbits(64)
-        self._aliases = {id: f"\U000f0000{nonce}.{id}\U000f0001" for id in self.control_tokens.values()}
-        self._adds_bos = self.bos_token_id is not None and self._backend.encode("").ids[:1] == [self.bos_token_id]
 
     def __reduce__(self) -> tuple[object, ...]:
         """To another process goes what it is made from."""
         return _rebuilt, (self._path, self._source, self._decoder, self._metadata, self.end_token_ids)
+
+    def build(self) -> None:
+        """Do now what the first use would; raises `ModelLoadError` for a vocabulary that is damaged or unknown."""
+        _ = self._adds_bos, self._aliases, self.adds_space_prefix
+
+    @property
+    def digest(self) -> str:
+        """Another one wherever a text could have other tokens."""
+        return hashlib.sha256(self._source).hexdigest()
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Tokens, those added to the vocabulary included."""
+        size: int = self._backend.get_vocab_size()
+        return size
+
+    @cached_property
+    def bos_token_id(self) -> int | None:
+        """The id of `bos_token`."""
+        id: int | None = None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
+        return id
+
+    @cached_property
+    def adds_space_prefix(self) -> bool:
+        """Whether the first word of a text gets a space that is no part of it, as SentencePiece does."""
+        return self._decoding[1]
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids by text of the tokens that steer the model and that no user may smuggle in."""
+        return {token.content: id for id, token in self._added.items() if self._is_control(id)}
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`; control tokens spelled out in it stay text unless `parse_special`.
@@ -152,7 +197,7 @@ class Tokenizer:
         piece = self._bytes.get(token)
         if piece is None:
             text = self._backend.id_to_token(token)
-            piece = b"" if text is None else self._to_bytes(text, token in self._added)
+            piece = b"" if text is None else self._decoding[0](text, token in self._added)
             self._bytes[token] = piece
         return piece
 
@@ -170,7 +215,34 @@ class Tokenizer:
     def _is_control(self, token: int) -> bool:
         """Fine-tunes often add `<|im_start|>` without saying that it is special."""
         looks_like_it = _CONTROL_SHAPE.fullmatch(self._added[token].content) is not None
-        return token in self._special or token in self.end_token_ids or looks_like_it
+        return token in self._special or token in self._metadata.end_token_ids or looks_like_it
+
+    @cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        return _build(self._path, self._source)
+
+    @cached_property
+    def _decoding(self) -> tuple[Callable[[str, bool], bytes], bool]:
+        return _decoding(self._path, self._decoder)
+
+    @cached_property
+    def _added(self) -> dict[int, tokenizers.AddedToken]:
+        """By id, which in the document is no more than a wish where it leaves gaps."""
+        added: dict[int, tokenizers.AddedToken] = self._backend.get_added_tokens_decoder()
+        return added
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(id for id, token in self._added.items() if token.special)
+
+    @cached_property
+    def _aliases(self) -> dict[int, str]:
+        nonce = secrets.randbits(64)
+        return {id: f"\U000f0000{nonce}.{id}\U000f0001" for id in self.control_tokens.values()}
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return self.bos_token_id is not None and self._backend.encode("").ids[:1] == [self.bos_token_id]
 
     @cached_property
     def _literal(self) -> tokenizers.Tokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from arriero.errors import UnsupportedModel
 from arriero.machine import processor
 from arriero.models.architecture import PRE_NORMS, Checkpoint, DecoderConfig
 from arriero.models.cache import converted
+from arriero.models.calibration import NO_CALIBRATION, Calibration
 from arriero.runners.native.kernel import compiled_step
 from arriero.runners.native.plan import LANES, Form
 from arriero.runners.native.runner import NativeRunner
@@ -58,7 +59,7 @@ def load_runner(
     context: int,
     threads: int,
     cache: Path,
-    calibration: Sequence[int] = (),
+    calibration: Calibration = NO_CALIBRATION,
     guesses: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> NativeRunner:
@@ -73,7 +74,7 @@ def load_runner(
     if (reason := reason_against(checkpoint.config)) is not None:
         raise UnsupportedModel(f"The native engine does not compute this model. {reason}")
     key = {"checkpoint": checkpoint.identity, "engine": "native", "weights": weights}
-    key["calibration"] = " ".join(map(str, calibration))
+    key["calibration"] = calibration.digest
     directory = converted(cache, key, lambda empty: _convert(checkpoint, weights, calibration, empty, progress))
     return NativeRunner(
         directory,
@@ -91,7 +92,7 @@ def load_runner(
 def _convert(
     checkpoint: Checkpoint,
     weights: NativeWeights,
-    calibration: Sequence[int],
+    calibration: Calibration,
     directory: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:

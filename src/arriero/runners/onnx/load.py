@@ -13,6 +13,7 @@ from arriero.errors import UnsupportedModel
 from arriero.models.adapters.lora import Adapter
 from arriero.models.architecture import Checkpoint, DecoderConfig
 from arriero.models.cache import converted
+from arriero.models.calibration import NO_CALIBRATION, Calibration
 from arriero.runners.onnx.adapters import build_adapters
 from arriero.runners.onnx.decoder import build_decoder
 from arriero.runners.onnx.formats import Blockwise, Format, Fp32, Int8, WeightFormat
@@ -34,7 +35,7 @@ def load_runner(
     context: int,
     threads: int,
     cache: Path,
-    calibration: Sequence[int] = (),
+    calibration: Calibration = NO_CALIBRATION,
     adapters: Sequence[Adapter] = (),
     guesses: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -61,7 +62,7 @@ def load_runner(
     form = format_of(weights, checkpoint.config)
     key = {"checkpoint": checkpoint.identity, "engine": "onnx", "weights": form.variant}
     if form.smooth:
-        key["calibration"] = " ".join(map(str, calibration))
+        key["calibration"] = calibration.digest
     directory = converted(cache, key, lambda empty: _convert(checkpoint, form, calibration, empty, progress))
     if adapters:
         base, key["adapters"] = directory, " ".join(adapter.identity for adapter in adapters)
@@ -89,7 +90,7 @@ def load_runner(
 def _convert(
     checkpoint: Checkpoint,
     form: Format,
-    calibration: Sequence[int],
+    calibration: Calibration,
     directory: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
@@ -97,17 +98,18 @@ def _convert(
     build_decoder(source, form, directory, progress)
 
 
-def smoothed(checkpoint: Checkpoint, form: Format, calibration: Sequence[int], directory: Path) -> SmoothedCheckpoint:
+def smoothed(checkpoint: Checkpoint, form: Format, calibration: Calibration, directory: Path) -> SmoothedCheckpoint:
     """The checkpoint in coordinates that suit a format; a graph in `directory` reads the `calibration`, if any.
 
     What was observed stays there, for adapters that come later.
     """
     smooth = SmoothedCheckpoint(checkpoint, rotated=form.rotated)
-    if not calibration:
+    tokens = calibration.tokens()
+    if not tokens:
         return smooth
     with tempfile.TemporaryDirectory(dir=directory) as observed:
         build_decoder(smooth, form, Path(observed), observed=True)
-        reach = smooth.original_reach(observe(Path(observed), smooth.config, calibration))
+        reach = smooth.original_reach(observe(Path(observed), smooth.config, tokens))
     np.save(directory / _REACH_FILE, reach)
     return SmoothedCheckpoint(checkpoint, reach, rotated=form.rotated)
 
