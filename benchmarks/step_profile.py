@@ -74,6 +74,8 @@ def main() -> None:
         runner.free(0)
         return [Row(0, draw(length), 0)]
 
+    for _ in range(100):  # until the weights are where they stay
+        runner.step(prompt(1))
     columns = {}
     for length in PROMPTS:
         columns[f"prompt of {length}"] = profile(runner, lambda _, length=length: prompt(length), 5)  # type: ignore[misc]

@@ -82,6 +82,22 @@ def test_long_prompts_are_the_same_in_any_chunks_and_any_company(weights, tmp_pa
     runner.close()
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_logits_are_the_same_while_weights_find_their_place(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("arriero.runners.native.weights._HUGE_PAGE", 4096)  # small weights, many pieces
+    checkpoint = random_checkpoint(CASES["like_smollm"])
+    runner = load_runner(checkpoint, weights=weights, slots=1, context=64, threads=2, cache=tmp_path)
+    (prompt, *_) = prompts(checkpoint.config)
+    expected, places = logits_of(runner, prompt), []
+    for _ in range(70):
+        np.testing.assert_array_equal(logits_of(runner, prompt), expected)
+        places.append(runner._weights.address("head"))
+    first, last = dict.fromkeys(places)
+    assert places.count(first) > 5
+    assert places.count(last) > 5
+    runner.close()
+
+
 def test_a_model_that_is_not_computed_is_refused_with_the_reason(tmp_path):
     with pytest.raises(UnsupportedModel, match="biases"):
         load_runner(

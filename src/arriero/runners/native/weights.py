@@ -26,6 +26,9 @@ EMBEDDINGS_FILE = "embeddings.npy"
 STATES = "states"
 _ALIGNMENT = 64
 _HUGE_PAGE = 2**21
+_PIECES = 64
+"""In so many steps, at most, weights find their place."""
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
 def head_form(form: Form) -> Form:
@@ -122,21 +125,37 @@ class _Writer:
 
 
 class Weights:
-    """A file of weights in memory, and the address of each array in it."""
+    """A file of weights in memory, and the address of each array in it.
+
+    Reading weights is what decoding spends its time on, and reads go a third faster through huge pages. To get and fill
+    those takes as long as half of a start, so at first the weights are where the system keeps the file, and `settle`
+    moves them, a piece in each of the first steps.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._index: dict[str, tuple[int, int]] = json.loads((directory / INDEX_FILE).read_text())
-        file = directory / WEIGHTS_FILE
-        size = file.stat().st_size
-        # Reading weights is what decoding spends its time on, and reads go a third faster through huge pages.
-        self._memory = mmap.mmap(-1, padded(size, _HUGE_PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with (directory / WEIGHTS_FILE).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | _POPULATE, prot=mmap.PROT_READ)
+        self._bytes = np.frombuffer(mapped, np.uint8)
+        size = padded(len(mapped), _HUGE_PAGE)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        with file.open("rb", buffering=0) as source:
-            view, place = memoryview(self._memory), 0
-            while place < size and (count := source.readinto(view[place:size])):
-                place += count
-        self._bytes = np.frombuffer(self._memory, np.uint8)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._home: NDArray[np.uint8] | None = np.frombuffer(memory, np.uint8)[: len(mapped)]
+        self._piece = padded(size // _PIECES, _HUGE_PAGE)
+        self._num_moved = 0
+
+    def settle(self) -> bool:
+        """Move a piece; whether that was the last one, after which everything has another address."""
+        if self._home is None:
+            return False
+        piece = slice(self._num_moved, self._num_moved + self._piece)
+        self._home[piece] = self._bytes[piece]
+        self._num_moved = piece.stop
+        if self._num_moved < len(self._bytes):
+            return False
+        self._bytes, self._home = self._home, None
+        return True
 
     def address(self, name: str) -> int:
         """Where an array lies; 0 for one that the model does not have."""
