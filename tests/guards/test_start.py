@@ -30,19 +30,19 @@ def imported(program: str) -> set[str]:
         (
             "import arriero.cli.serve, arriero.app.pooling",
             {"tokenizers", "jinja2", "rich", *NUMBERS, *WEB, *ALWAYS_LATER},
-            28,
+            27,
         ),
         # The whole server.
         (
             "import arriero.cli.serve, arriero.cli.server, arriero.app.pooling, arriero.app.web",
             {*NUMBERS, *ALWAYS_LATER},
-            108,
+            107,
         ),
         # The model's process, which only hands on settings, templates and vocabularies.
         (
             "from arriero.app.opening import _prepare; _prepare()",
             {"pydantic", "jinja2", "ml_dtypes", "email", *ALWAYS_LATER, *WEB, *TERMINAL},
-            91,
+            90,
         ),
     ],
 )

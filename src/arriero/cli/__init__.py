@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -27,6 +28,7 @@ def main() -> None:
 
     if not _WITHOUT_MODEL & {*sys.argv, os.environ.get("ARRIERO_ENGINE")}:
         spawn_early(COMMAND)  # It imports what it needs while this process does.
+    gc.disable()  # until all is imported, of which nothing is garbage
     try:
         _run()
     finally:

@@ -109,6 +109,7 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
         served = asyncio.create_task(serving.serve([listener]))
         front.start()
         await asyncio.to_thread(importlib.import_module, "arriero.app.web")
+        gc.enable()
         await asyncio.wait((opening, served), return_when=asyncio.FIRST_COMPLETED)
     discard_early()  # All models may be those of other servers, or wait until somebody asks for them.
     if not opening.done():

@@ -51,8 +51,11 @@ def run(open_engine: Open, prepare: Callable[[], None] | None = None) -> None:
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent(int(sys.argv[2]))
     faulthandler.enable()
+    gc.disable()  # nothing of what is imported is garbage
     if prepare:
         prepare()
+    gc.freeze()
+    gc.enable()
     uvloop.run(_live(open_engine, socket.socket(fileno=int(sys.argv[1]))))
 
 
