@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
 
 from arriero import __version__
 from arriero.errors import ArrieroError
@@ -37,13 +38,28 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        from arriero.cli.commands import app
+        command = _command()
     except ModuleNotFoundError as error:
         from arriero.cli.doctor.installation import pip
 
         sys.exit(f"arriero: the installation is not whole: {error}; mend it with {pip(error.name or 'arriero')}")
     try:
-        app(prog_name="arriero")
+        command()
     except ArrieroError as error:
         print(f"arriero: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _command() -> Callable[[], None]:
+    """What the words ask for; who starts a server waits for it, so that is looked at first."""
+    if sys.argv[1:2] == ["serve"]:
+        from arriero.cli.plain import plain_flags
+
+        flags = plain_flags(sys.argv[2:])
+        if flags is not None:
+            from arriero.cli.serve import serve
+
+            return lambda: serve(**flags)
+    from arriero.cli.commands import app
+
+    return lambda: app(prog_name="arriero")

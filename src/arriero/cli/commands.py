@@ -14,6 +14,7 @@ from arriero.cli.doctor.command import doctor
 from arriero.cli.keys import keys
 from arriero.cli.models import models
 from arriero.cli.serve import serve
+from arriero.cli.settings import with_settings
 from arriero.cli.usage import usage
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
         "token_normalize_func": lambda name: name.replace("_", "-"),
     },
 )
-app.command()(serve)
+app.command()(with_settings(serve))
 app.command()(chat)
 app.command()(bench)
 app.command()(doctor)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from arriero import config, config_sources
 from arriero.cli import log
-from arriero.cli.settings import with_settings
 from arriero.engine.process.spawned import discard_early
 from arriero.errors import ConfigError
 
@@ -31,7 +30,6 @@ _YOUNG = 10_000
 """New objects after which the garbage collector looks for cycles among them; answers make few."""
 
 
-@with_settings
 def serve(**flags: str | bool | list[str] | None) -> None:
     """Serve a model over the OpenAI API.
 
@@ -108,7 +106,8 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
         serving = server.Server(front.application, settings, drain=drain)
         served = asyncio.create_task(serving.serve([listener]))
         front.start()
-        await asyncio.to_thread(importlib.import_module, "arriero.app.web")
+        for module in ("arriero.app.web", "arriero.text.sandbox"):  # the API, and what runs the models' templates
+            await asyncio.to_thread(importlib.import_module, module)
         gc.enable()
         await asyncio.wait((opening, served), return_when=asyncio.FIRST_COMPLETED)
     discard_early()  # All models may be those of other servers, or wait until somebody asks for them.
