@@ -64,7 +64,7 @@ def scripted_model(settings: Settings) -> ServedModel:
     context = settings.context or CONTEXT
     end = tokenizer.control_tokens[_TURN_END]
 
-    @lru_cache(maxsize=1024)
+    @lru_cache(maxsize=64)
     def reply(prompt: tuple[int, ...]) -> Sequence[int]:
         text = _last_user_text(tokenizer, prompt)
         answer = next((rule.reply for rule in rules if rule.pattern.search(text)), text)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -260,3 +262,27 @@ def test_a_gguf_vocabulary_of_the_least(tmp_path):
     tokenizer = load_tokenizer(tmp_path / "model.gguf")
     assert tokenizer.encode("ab a") == [1, 3, 6, 3, 4]
     assert tokenizer.decode([1, 3, 6, 3, 4]) == "ab a"
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+from arriero.models.tokenizers.tokenizer import load_tokenizer
+
+def pages():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+tokenizer = load_tokenizer(Path(sys.argv[1]))
+tokenizer.encode("a text")
+before = pages()
+for number in range(4000):
+    tokenizer.encode(f"{number:06}" + "abcdefghijklmnopqrstuvwxyz" * 9)
+print(pages() - before)
+"""
+
+
+@pytest.mark.parametrize("name", ["llama", "unigram"])
+def test_texts_are_not_remembered(name, vocabularies):
+    """The library would keep 8 kB and more of each of these; memory is told in pages of 4 kB."""
+    command = [sys.executable, "-c", GROWTH, str(vocabularies[name])]
+    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 1000

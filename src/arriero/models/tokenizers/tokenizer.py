@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import tokenizers
+from tokenizers.models import BPE, Unigram
 
 from arriero.errors import InvalidRequest, ModelLoadError
 from arriero.models.files.sentencepiece_file import SPACE
@@ -302,9 +303,14 @@ def _written(path: Path, document: dict[str, Any]) -> bytes:
 
 def _build(path: Path, source: bytes) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_buffer(source)
+        backend = tokenizers.Tokenizer.from_buffer(source)
     except Exception as error:  # the library raises nothing more specific
         raise ModelLoadError(f"{path}: the tokenizer cannot be built: {error}.") from error
+    if isinstance(backend.model, BPE | Unigram):
+        # It would remember 10,000 words in each of its threads for good, where nothing cuts a text into words whole
+        # texts: 80 MB a thread, for clients to fill. Without, a token takes half a microsecond longer.
+        backend.model._resize_cache(0)
+    return backend
 
 
 def _encode(
