@@ -36,11 +36,16 @@ class Running:
 
 @contextmanager
 def running(
-    arguments: Sequence[str], kinds: Mapping[str, Mapping[str, Any]], directory: Path | None = None, **options: Any
+    arguments: Sequence[str],
+    kinds: Mapping[str, Mapping[str, Any]],
+    directory: Path | None = None,
+    program: Sequence[str] = ("-m", "arriero"),
+    **options: Any,
 ) -> Iterator[Running]:
     """One that has a key for each of `kinds`, with these limits, and one for the warden.
 
-    The store lies in `directory`; one that is there already is left as it is. `options` are for the process.
+    The store lies in `directory`; one that is there already is left as it is. `program` is what Python runs, `options`
+    are for the process.
     """
     with tempfile.TemporaryDirectory() as temporary:
         store = Path(directory or temporary, "arriero.db")
@@ -51,7 +56,7 @@ def running(
                     key, texts[name] = keys.new_key(name, **scope)
                     names[key.id] = name
                     keys.insert(connection, key)
-        command = [sys.executable, "-m", "arriero", "serve", "--port", "0", "--store", str(store), *arguments]
+        command = [sys.executable, *program, "serve", "--port", "0", "--store", str(store), *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
             try:
                 assert process.stdout

@@ -1,11 +1,14 @@
 """The scheduler's rules, one by one; test_scheduler_stateful.py tries them all together."""
 
+import gc
+
 import pytest
 
 from arriero.compute import RunnerInfo, Want
 from arriero.core import Beams, EncodingRequest, Finished, GenerationRequest, Sampling, Token
 from arriero.engine.local import execute
 from arriero.engine.scheduler import Scheduler
+from arriero.engine.sequence import Group, Sequence
 from arriero.engine.step import Results
 from arriero.errors import ContextOverflow, InvalidRequest, Overloaded
 from arriero.runners.scripted import ScriptedRunner
@@ -432,6 +435,38 @@ def test_abort_is_harmless_when_there_is_nothing_left():
     scheduler.abort(group)
     assert idle(scheduler)
     assert scheduler.schedule().frees == [0]
+
+
+def test_what_has_ended_is_freed_without_the_garbage_collector():
+    """In whatever way it ended; prompts may be long, and the collector comes seldom."""
+    gc.collect()
+    gc.disable()
+    try:
+        scheduler = make(max_queue=1)
+        runner = ScriptedRunner(vocab_size=50, num_slots=4, context=100, end_token_id=END)
+        for request in (
+            ask(5, n=3),
+            ask(3, 4, beams=Beams(num_beams=2)),
+            ask(5, n=2, max_tokens=1),
+            ask(5, max_tokens=0),
+        ):
+            scheduler.submit(request)
+            while step := scheduler.schedule():
+                scheduler.update(step, execute(runner, step))
+        for num_steps in range(3):  # aborted while it waits, while it reads and while it speaks
+            group = scheduler.submit(ask(20, n=4))
+            for _ in range(num_steps):
+                scheduler.update(step := scheduler.schedule(), execute(runner, step))
+            scheduler.submit(ask(1, n=4))
+            with pytest.raises(Overloaded):
+                scheduler.submit(ask(1, n=4))
+            scheduler.abort(group)
+            while step := scheduler.schedule():
+                scheduler.update(step, execute(runner, step))
+        del group
+        assert [each for each in gc.get_objects() if isinstance(each, Group | Sequence)] == []
+    finally:
+        gc.enable()
 
 
 def test_counts():

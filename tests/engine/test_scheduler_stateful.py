@@ -198,6 +198,7 @@ class Engine(RuleBasedStateMachine):
             prefix_tokens=prefix_tokens,
         )
         self.groups = []  # unfinished, in the order they came
+        self.sequences = {}  # of the unfinished; groups let go of theirs when they end
         self.ended = []  # what the finished came to, prompt and answer
         self.events = defaultdict(lambda: defaultdict(list))
         self.decoding = set()
@@ -220,6 +221,7 @@ class Engine(RuleBasedStateMachine):
             assert self.groups
         else:
             self.groups.append(group)
+            self.sequences[group] = group.sequences
 
     @precondition(lambda self: self.ended)
     @rule(data=st.data(), own=st.lists(st.integers(1, 4), max_size=6), request=requests)
@@ -252,7 +254,8 @@ class Engine(RuleBasedStateMachine):
     def drop(self, group):
         self.scheduler.abort(group)
         self.groups.remove(group)
-        self.decoding -= set(group.sequences)
+        self.decoding -= set(self.sequences.pop(group))
+        assert not group.sequences
         self.check_answer(group)
         del self.events[group]
 
@@ -285,7 +288,8 @@ class Engine(RuleBasedStateMachine):
         for group in [group for group in self.groups if group.num_unfinished == 0]:
             self.groups.remove(group)
             self.check_answer(group)
-            self.ended.append(tuple(group.sequences[0].tokens))
+            self.ended.append(tuple(self.sequences.pop(group)[0].tokens))
+            assert not group.sequences
             assert self.events.pop(group) == alone(group.request)
 
     def use_spare_time(self):
@@ -437,7 +441,7 @@ def test_conversations_go_on_from_answers(turns, least, invariant):
         request = GenerationRequest(
             id="r", prompts=(prompt,), max_tokens=max_tokens, sampling=Sampling(temperature=1), logprobs=2
         )
-        group = scheduler.submit(request)
+        [sequence] = scheduler.submit(request).sequences
         events = []
         while step := scheduler.schedule():
             events += [event for _, event in scheduler.update(step, execute(runner, step))]
@@ -447,4 +451,4 @@ def test_conversations_go_on_from_answers(turns, least, invariant):
             if step := scheduler.spare():
                 assert len(step.rows[0].tokens) >= least
                 scheduler.update(step, execute(runner, step))
-        told = tuple(group.sequences[0].tokens)
+        told = tuple(sequence.tokens)

@@ -137,7 +137,7 @@ class Scheduler:
         A step that is being computed may go on: its results for this request are ignored.
         """
         if group in self._waiting:
-            self._waiting.remove(group)
+            self._leave_queue(group)
             return
         if isinstance(group, Encoding):
             if not group.finished:
@@ -225,8 +225,13 @@ class Scheduler:
         waiting.push(group, cost=cost_of(request), caller=caller, weight=request.weight, priority=request.priority)
         full = len(waiting) > self._max_queue and self._num_queued() > self._max_queue  # the second takes long to tell
         if full and waiting.num_of(caller) * waiting.num_callers > self._max_queue:
-            waiting.remove(group)
+            self._leave_queue(group)
             raise Overloaded("The queue is full.", retry_after=self._pace.retry_after(len(self._waiting)))
+
+    def _leave_queue(self, group: Group | Encoding) -> None:
+        self._waiting.remove(group)
+        if isinstance(group, Group):
+            group.end()
 
     def _admit(self) -> None:
         for _ in range(len(self._waiting) - self._num_queued()):
@@ -330,6 +335,7 @@ class Scheduler:
         self._just_ended.append(sequence)
         sequence.group.num_unfinished -= 1
         if sequence.group.num_unfinished == 0:
+            sequence.group.end()
             self._pace.end()
 
     def _release_encoding(self, encoding: Encoding) -> None:

@@ -39,6 +39,12 @@ class Group:
         size = num_slots(self.request)
         return self.sequences[prompt * size : (prompt + 1) * size]
 
+    def end(self) -> None:
+        """Let go of its sequences, which know it: in a circle they would stay until the garbage collector comes."""
+        for sequence in self.sequences:
+            sequence.leader = None
+        self.sequences = []
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:

@@ -62,6 +62,7 @@ async def while_connected(scope: MutableMapping[str, Any], receive: Receive, wor
             raise
         return None
     finally:
+        del work  # a task holds the error that it raises, which holds this frame: a circle
         working = False
         lost.remove_done_callback(leave)
         if left:
