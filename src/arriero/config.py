@@ -14,6 +14,7 @@ import platformdirs
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -33,7 +34,14 @@ ALPACA_NAME = "chinese-llama-alpaca"
 TABLES = frozenset({"models"})
 """Settings that are tables of the file, and have no flag and no variable."""
 
-FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def _check_path(value: object) -> object:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("not a path")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_check_path), AfterValidator(Path.expanduser)]
 
 
 def _setting(group: str, default: object, description: str, **limits: Any) -> Any:
@@ -279,7 +287,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _choose_port(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {"port": PORTS.get(given.get("profile", "openai"), 0), **given}
+        return {"port": PORTS.get(str(given.get("profile", "openai")), 0), **given}
 
     @field_validator("*", mode="before")
     @classmethod

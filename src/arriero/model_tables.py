@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from arriero.config import Settings
 from arriero.config_description import flag, group
@@ -24,13 +24,25 @@ PER_MODEL = frozenset(
 """Settings that a table may have; those that it does not have are the file's, the environment's and the flags'."""
 
 
+def _check_name(name: str) -> str:
+    if not name.strip() or not name.isprintable() or "*" in name:
+        raise ValueError("not a name")
+    return name
+
+
+def _check_alias(alias: str) -> str:
+    if alias != "*":
+        _check_name(alias.removesuffix("*"))
+    return alias
+
+
 class _Own(BaseModel):
     """What only a table has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
-    aliases: tuple[str, ...] = ()
+    name: Annotated[str, AfterValidator(_check_name)]
+    aliases: tuple[Annotated[str, AfterValidator(_check_alias)], ...] = ()
     default: StrictBool = False
     preload: StrictBool = False
     ttl: float | None = Field(None, ge=0, le=1e9)
@@ -38,8 +50,8 @@ class _Own(BaseModel):
 
 
 _EXPECTED = {
-    "name": "a text that is not empty",
-    "aliases": "a list of texts",
+    "name": "a printable text without *",
+    "aliases": "a list of texts, with * only at their end",
     "default": "true or false",
     "preload": "true or false",
     "ttl": "a number from 0 to 1000000000",
@@ -83,6 +95,11 @@ def model_tables(settings: Settings) -> list[ModelTable]:
         )
     if len(defaults := [table.name for table in tables if table.default]) > 1:
         raise ConfigError(f"one of the [[models]] can be the default, not {' and '.join(defaults)}")
+    own = [name for table in tables for name in (table.name, *table.aliases, *table.settings.lora)]
+    taken = own + [table.get("name") for table in settings.models if "upstream" in table]
+    for name in own:
+        if taken.count(name) > 1:
+            raise ConfigError(f"two [[models]] have the name or alias '{name}'")
     return tables
 
 

@@ -13,6 +13,18 @@ from arriero.errors import ConfigError
 
 _KEY = re.compile(r"[!-~]+")
 _NAME = re.compile(r"[^\s*]+\*?|\*")
+_ADDRESS = "expected an address such as 'http://10.0.0.5:8000/v1', or a list of them"
+_COMPLAINTS = {
+    "extra_forbidden": "no such setting",
+    "missing": "it has to be there",
+    "tuple_type": _ADDRESS,
+    "too_short": _ADDRESS,
+    "model_type": _ADDRESS,
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "string_type": "expected a text",
+}
+"""What is said of pydantic's kinds of faults where its own words are about Python."""
 
 
 class _Table(BaseModel):
@@ -89,7 +101,7 @@ class UpstreamTable(_WithKey):
     def _share_key(cls, given: dict[str, Any]) -> dict[str, Any]:
         """One address may stand there as it is; the table's key is that of each address that has none."""
         addresses = given.get("upstream")
-        if isinstance(addresses, str):
+        if isinstance(addresses, str | Mapping):
             addresses = [addresses]
         if not isinstance(addresses, list | tuple):
             return given
@@ -135,6 +147,5 @@ def _parse(number: int, table: Mapping[str, Any]) -> UpstreamTable:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = ".".join(map(str, fault["loc"]))
-        unknown = fault["type"] == "extra_forbidden"
-        message = "no such setting" if unknown else fault["msg"].removeprefix("Value error, ")
+        message = _COMPLAINTS.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
         raise ConfigError(f"[[models]] {number}: {f'{name}: ' if name else ''}{message}") from None

@@ -61,6 +61,14 @@ def test_a_table_is_over_what_holds_for_all(tmp_path):
         ('name = "a"\ndefaults = 3', ["'defaults'", "a table of parameters"]),
         ('model = "a"', ["'name' in [[models]] 1 is None"]),
         ('name = ""', ["'name' in [[models]] 1 () is ''"]),
+        ('name = "a*"', ["'name'", "is 'a*'", "without *"]),
+        ('name = "a\\nb"', ["'name'", "printable"]),
+        ('name = "a"\naliases = ["b", ""]', ["'aliases'", "a list of texts"]),
+        ('name = "a"\naliases = ["b*c"]', ["'aliases'", "* only at their end"]),
+        ('name = "a"\nprofile = []', ["'profile' in [[models]] 1 (a) is []", "openai"]),
+        ('name = "a"\nscript = "\\u0000"', ["'script' in [[models]] 1 (a)", "a path"]),
+        ('name = "a"\n[[models]]\nname = "a"', ["two [[models]] have the name or alias 'a'"]),
+        ('name = "a"\naliases = ["b"]\n[[models]]\nname = "b"\nupstream = "http://b"', ["or alias 'b'"]),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path, table, words):

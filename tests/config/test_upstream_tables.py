@@ -41,12 +41,12 @@ def test_a_table_has_one_address_or_several():
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("upstream = 'http://a'", "name: Field required"),
+        ("upstream = 'http://a'", "name: it has to be there"),
         ("name = 'a'\nupstream = 'ftp://a'", "upstream.0.url: not an http:// or https:// address"),
         ("name = 'a'\nupstream = 'http://user:sk-secret@a/v1'", "upstream.0.url: a key in the address; use key"),
         ("name = 'a'\nupstream = 'http://a/v1?key=sk-secret'", "upstream.0.url: an address with more than"),
         ("name = 'a'\nupstream = 'http://a:b/v1'", "upstream.0.url: no address"),
-        ("name = 'a'\nupstream = []", "upstream: Tuple should have at least 1 item"),
+        ("name = 'a'\nupstream = []", "upstream: expected an address such as"),
         ("name = 'a'\nupstream = 'http://a'\nkey = 'sk secret'", "key: no key: expected printable ASCII"),
         ("name = 'a'\nupstream = 'http://a'\nkey = 'sk-secret'\nkey_env = 'B'", "upstream.0: key and key_env exclude"),
         ("name = 'a'\nupstream = 'http://a'\nkey = 'sk-secret'\nforward_key = true", "forward_key excludes key"),
@@ -54,6 +54,9 @@ def test_a_table_has_one_address_or_several():
         ("name = 'a*b'\nupstream = 'http://a'", "name is 'a*b'"),
         ("name = 'a/*'\nmodel = 'b'\nupstream = 'http://a'", "name and model must both end with *"),
         ("name = 'a'\nupstream = 'http://a'\nforward = true", "forward: no such setting"),
+        ("name = 'a'\nupstream = 3", "upstream: expected an address such as"),
+        ("name = 'a'\nupstream = [3]", "upstream.0: expected an address such as"),
+        ("name = 'a'\nupstream = 'http://a'\nforward_key = 'x'", "forward_key: expected true or false"),
     ],
 )
 def test_a_table_that_is_wrong_is_named_without_its_keys(lines, message):
@@ -61,6 +64,11 @@ def test_a_table_that_is_wrong_is_named_without_its_keys(lines, message):
         read(f"[[models]]\nname = 'fine'\nupstream = 'http://a'\n[[models]]\n{lines}\n")
     assert str(error.value).startswith(f"[[models]] 2: {message}")
     assert "secret" not in str(error.value)
+
+
+def test_one_address_may_be_a_table():
+    (table,) = read("[[models]]\nname = 'a'\nkey = 'sk-1'\nupstream = {url = 'http://a', weight = 2}\n")
+    assert [(each.url, each.weight, each.key) for each in table.upstream] == [("http://a/v1", 2, "sk-1")]
 
 
 def test_a_name_stands_once():

@@ -63,6 +63,9 @@ class Pool:
                 self._add(name, entry, name)
             for alias in entry.aliases:
                 self._add(alias, entry, entry.name)
+        for upstream in self.upstreams:
+            if upstream.name in self._names:
+                raise ConfigError(f"two models have the name or alias '{upstream.name}'")
         self._moves: dict[Entry, asyncio.Task[None]] = {}
         self._admission = asyncio.Lock()
         self._ticking: asyncio.Task[None] | None = None
