@@ -23,7 +23,7 @@ def answers(tmp_path_factory):
             weights="fp32",
             slots=16,
             context=generations.CONFIG.context,
-            threads=2,
+            threads=1,
             cache=tmp_path_factory.mktemp("conversion"),
         )
 

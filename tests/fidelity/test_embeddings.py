@@ -17,9 +17,10 @@ INT8_DISTANCE = 0.02
 
 @pytest.fixture
 def open_runner(conversions):
-    return lambda checkpoint, weights: load_runner(
-        checkpoint, weights=weights, slots=2, context=512, threads=2, cache=conversions
-    )
+    def make(checkpoint, weights, threads=1):
+        return load_runner(checkpoint, weights=weights, slots=2, context=512, threads=threads, cache=conversions)
+
+    return make
 
 
 def encode(runner, inputs, chunk=512):
@@ -64,7 +65,7 @@ def test_tiny_models_in_int8_are_in_the_same_coordinates(case, reference, open_r
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_the_real_model(weights, reference, real_checkpoint, open_runner, report):
-    runner = open_runner(real_checkpoint, weights)
+    runner = open_runner(real_checkpoint, weights, threads=2)
     vectors = encode(runner, embeddings.real_inputs(), chunk=100)
     difference = float(np.abs(vectors - reference["real"]).max())
     distances = 1 - (vectors.astype(np.float64) * reference["real"]).sum(axis=1)

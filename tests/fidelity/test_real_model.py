@@ -9,6 +9,7 @@ from fidelity.asking import answers
 from fidelity.form import PROOF
 from fidelity.greedy import continuations
 from references import real_generations, real_model
+from references.real_model import NUM_TOKENS
 
 TOLERANCE = 1e-3
 NUM_SLOTS = 16
@@ -28,15 +29,19 @@ def everything():
 def check(runner, everything, report):
     """Continue some prompts, all of them in the long form, and hold every token against the reference."""
 
-    def continue_and_compare(num_short: int, num_long: int, *, together: int, chunk: int) -> None:
+    def continue_and_compare(
+        num_short: int, num_long: int, num_tokens: int = NUM_TOKENS, *, together: int, chunk: int
+    ) -> None:
         chosen = everything if PROOF else real_model.subset(everything, num_short, num_long)
+        num_tokens = NUM_TOKENS if PROOF else num_tokens
         prompts = [each.prompt for each in chosen]
-        answers = continuations(runner, prompts, real_model.NUM_TOKENS, together=together, chunk=chunk)
-        same = sum(answer == each.tokens for answer, each in zip(answers, chosen, strict=True))
+        answers = continuations(runner, prompts, num_tokens, together=together, chunk=chunk)
+        expected = [each.tokens[:num_tokens] for each in chosen]
+        same = sum(answer == tokens for answer, tokens in zip(answers, expected, strict=True))
         long = sum(len(prompt) >= real_model.LONG for prompt in prompts)
-        report(f"{same} of {len(chosen)} prompts x {real_model.NUM_TOKENS} tokens identical, {long} prompts long")
-        for answer, each in zip(answers, chosen, strict=True):
-            assert answer == each.tokens, f"prompt of {len(each.prompt)} tokens, smallest lead {each.smallest_gap:.5f}"
+        report(f"{same} of {len(chosen)} prompts x {num_tokens} tokens identical, {long} prompts long")
+        for answer, tokens, each in zip(answers, expected, chosen, strict=True):
+            assert answer == tokens, f"prompt of {len(each.prompt)} tokens, smallest lead {each.smallest_gap:.5f}"
 
     return continue_and_compare
 
@@ -65,7 +70,7 @@ def test_logits(runner, report):
 
 
 def test_greedy_alone(check):
-    check(num_short=2, num_long=1, together=1, chunk=1 << 20)
+    check(num_short=2, num_long=1, num_tokens=24, together=1, chunk=1 << 20)
 
 
 def test_greedy_in_a_batch_of_mixed_lengths(check):
