@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arriero.compute import Encoder
-from arriero.core import Encoded, EncodingRequest, EngineState, EngineStats, Event, GenerationRequest
+from arriero.core import Encoded, EncodingRequest, Event, GenerationRequest
 from arriero.engine.batches import Batches, Input
-from arriero.engine.thread import ModelThread
+from arriero.engine.thread import InProcess, ModelThread
 from arriero.errors import InvalidRequest
 
 BATCH_TOKENS = 512
@@ -35,7 +35,7 @@ class _Encoding:
         return self._encoder.encode([each.tokens for each in batch], [each.first_segment for each in batch])
 
 
-class EncodingEngine:
+class EncodingEngine(InProcess):
     """Encodes the inputs of all callers with an encoder of this process; implements `arriero.core.Engine`.
 
     It belongs to the event loop that starts it and can be started once.
@@ -52,7 +52,7 @@ class EncodingEngine:
         self._max_queue = max_queue
         self._batch_tokens = batch_tokens
         self._context = 0
-        self._thread = ModelThread(self._open)
+        super().__init__(ModelThread(self._open))
 
     @property
     def context(self) -> int:
@@ -63,22 +63,6 @@ class EncodingEngine:
     def source_context(self) -> int:
         """0: it is no encoder-decoder."""
         return 0
-
-    @property
-    def state(self) -> EngineState:
-        """See `Engine.state`."""
-        return self._thread.state
-
-    async def start(self) -> None:
-        """Make the encoder in the model thread and wait until it is ready; raises `ModelLoadError`."""
-        await self._thread.start()
-
-    async def close(self, grace: float = 0.0) -> None:
-        """Take no more requests, let those that were taken finish for `grace` seconds, then end them.
-
-        Returns when the model thread is gone. May be called again, and at any time.
-        """
-        await self._thread.close(grace)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Raises `InvalidRequest`: an encoder has nothing to say."""
@@ -93,13 +77,6 @@ class EncodingEngine:
             EngineDied: the engine failed or was closed, before or while it worked on the request.
         """
         return await self._thread.encoded(lambda: self._batches.submit(request))
-
-    def stats(self) -> EngineStats:
-        """Counts as of now; raises `EngineDied` when the engine failed."""
-        return self._thread.stats()
-
-    def memory(self) -> None:
-        """None: it shares the memory of this process."""
 
     def _open(self) -> _Encoding:
         encoder = self._encoder_factory()

@@ -12,8 +12,6 @@ from arriero.core import (
     ConstraintFactory,
     Encoded,
     EncodingRequest,
-    EngineState,
-    EngineStats,
     Event,
     GenerationRequest,
     Logprob,
@@ -25,7 +23,7 @@ from arriero.engine.scheduler import Scheduler
 from arriero.engine.scoring import score
 from arriero.engine.sequence import Sequence
 from arriero.engine.step import Results, Scoring, Step
-from arriero.engine.thread import ModelThread
+from arriero.engine.thread import InProcess, ModelThread
 
 
 def execute(runner: Runner, step: Step) -> Results:
@@ -90,7 +88,7 @@ class _Generation:
         return execute(self.runner, step)
 
 
-class LocalEngine:
+class LocalEngine(InProcess):
     """Answers requests with a runner of this process, any number at once; implements `arriero.core.Engine`.
 
     It belongs to the event loop that starts it and can be started once.
@@ -125,7 +123,7 @@ class LocalEngine:
         self._chunk_beside_decode = chunk_beside_decode
         self._prefix_tokens = prefix_tokens
         self._context = self._source_context = 0
-        self._thread = ModelThread(self._open) if thread else InlineWork(self._open)
+        super().__init__(ModelThread(self._open) if thread else InlineWork(self._open))
 
     @property
     def context(self) -> int:
@@ -136,22 +134,6 @@ class LocalEngine:
     def source_context(self) -> int:
         """See `Engine.source_context`; known once started."""
         return self._source_context
-
-    @property
-    def state(self) -> EngineState:
-        """See `Engine.state`."""
-        return self._thread.state
-
-    async def start(self) -> None:
-        """Make the runner in the model thread and wait until it is ready; raises `ModelLoadError`."""
-        await self._thread.start()
-
-    async def close(self, grace: float = 0.0) -> None:
-        """Take no more requests, let those that were taken finish for `grace` seconds, then end them.
-
-        Returns when the model thread is gone. May be called again, and at any time.
-        """
-        await self._thread.close(grace)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Everything that happened to the request since the last look, until all its choices are finished.
@@ -173,13 +155,6 @@ class LocalEngine:
             EngineDied: as `generate`.
         """
         return await self._thread.encoded(lambda: self._scheduler.submit_encoding(request))
-
-    def stats(self) -> EngineStats:
-        """Counts as of now; raises `EngineDied` when the engine failed."""
-        return self._thread.stats()
-
-    def memory(self) -> None:
-        """None: it shares the memory of this process."""
 
     def _open(self) -> _Generation:
         runner = self._runner_factory()

@@ -250,3 +250,33 @@ def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
         future.set_exception(error)
     else:
         future.set_result(None)
+
+
+class InProcess:
+    """What engines of this process have in common, whatever their model thread does."""
+
+    def __init__(self, thread: ModelThread) -> None:
+        self._thread = thread
+
+    @property
+    def state(self) -> EngineState:
+        """See `Engine.state`."""
+        return self._thread.state
+
+    async def start(self) -> None:
+        """Open the model in its thread and wait until it is ready; raises `ModelLoadError`."""
+        await self._thread.start()
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Take no more requests, let those that were taken finish for `grace` seconds, then end them.
+
+        Returns when the model thread is gone. May be called again, and at any time.
+        """
+        await self._thread.close(grace)
+
+    def stats(self) -> EngineStats:
+        """Counts as of now; raises `EngineDied` when the engine failed."""
+        return self._thread.stats()
+
+    def memory(self) -> None:
+        """None: it shares the memory of this process."""

@@ -28,9 +28,7 @@ _ACTIVATIONS: Mapping[Activation, Finish] = {
     "sigmoid": lambda x: np.reciprocal(1 + np.exp(-x)),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * (1 + _erf(x * np.float32(math.sqrt(0.5)))) / 2,
-    "gelu_tanh": lambda x: (
-        x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3))) / 2
-    ),
+    "gelu_tanh": lambda x: x * (1 + np.tanh(_SLOPE * (x + np.float32(0.044715) * x**3))) / 2,
 }
 _MODES: Mapping[PoolingMode, Finish] = {
     "cls": lambda states: states[0],

@@ -185,7 +185,7 @@ def test_pooling_by_older_keys_then_dense_and_normalised(bert):
     assert isinstance(dense, Dense)
     np.testing.assert_array_equal(dense.weight, weight)
     np.testing.assert_array_equal(dense.bias, bias)
-    assert (dense.activation, last, pooling.normalizes, checkpoint.width) == ("tanh", "normalize", True, 20)
+    assert (dense.activation, last, checkpoint.width) == ("tanh", "normalize", 20)
     assert (pooling.prompts, pooling.default_prompt) == ({"query": "query: ", "document": ""}, "query")
     assert pooling.similarity == "dot"
     save_file({"linear.weight": weight}, bert / "2_Dense/model.safetensors")

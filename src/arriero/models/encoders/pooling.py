@@ -73,11 +73,6 @@ class Pooling:
         layers = [step for step in self.steps if isinstance(step, Dense)]
         return layers[-1].weight.shape[0] if layers else hidden_size * len(self.modes)
 
-    @property
-    def normalizes(self) -> bool:
-        """Whether vectors come out with length 1."""
-        return bool(self.steps) and self.steps[-1] == "normalize"
-
 
 def read_pooling(path: Path, hidden_size: int) -> Pooling:
     """What the sentence-transformers files in `path` say; without them the mean, as sentence-transformers itself does.
