@@ -192,17 +192,17 @@ def _lives(url: str) -> bool:
     return False
 
 
-def read_arguments(description: str | None) -> argparse.Namespace:
-    """What was given on the command line."""
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What may be given on the command line."""
     arguments = parser(description, 3)
     arguments.add_argument("--clients", type=int, default=32)
     arguments.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     arguments.add_argument("--litellm", default=shutil.which("litellm"), help="path of LiteLLM's program")
-    return arguments.parse_args()
+    return arguments
 
 
 def main() -> None:
-    given = read_arguments(__doc__)
+    given = options(__doc__).parse_args()
     values: dict[str, dict[str, list[float]]] = {what: {} for what in GOALS}
     details: dict[str, dict[str, list[dict[str, float]]]] = {what: {} for what in GOALS}
     with ExitStack() as running:

@@ -1,11 +1,12 @@
 """What passing on costs: an upstream entry in front of a scripted server, one worker each; LiteLLM's proxy by turns.
 
-    python benchmarks/gateway.py [--repetitions 3] [--clients 32] [--seconds 4] [--litellm PROGRAM]
+    python benchmarks/gateway.py [--repetitions 3] [--clients 32] [--seconds 4] [--litellm PROGRAM] [--measure WHAT]
 
 The scripted server computes nothing. It, whoever is in front of it and the load generator share the machine.
 The requests are those of `api_layer.py`: answers of 16 tokens in one piece, and streams of 256 tokens, whose `data:`
 lines are counted. Then 50 requests a second at random moments: how much longer their median
-answer takes than with nobody between.
+answer takes than with nobody between, for Arriero and for LiteLLM. `--measure` takes some of requests, events and
+milliseconds, with commas; LiteLLM is installed as for `api_layer.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import uvloop
 
-from api_layer import load, read_arguments, serve_litellm
+from api_layer import load, options, serve_litellm
 from arriero.bench.load import Load, measure
 from figures import Figures, Verdict
 from machine import quietly, serve_arriero
@@ -28,6 +29,7 @@ from machine import quietly, serve_arriero
 GOALS = {"requests": (800, 400), "events": (15_000, 8_000)}
 """A second: what it ought to be, and where the work counts as done."""
 ADDED_MILLISECONDS = 3.0
+MEASURED = (*GOALS, "milliseconds")
 RATE = 50.0
 
 
@@ -67,8 +69,12 @@ def warm(url: str) -> None:
 
 
 def main() -> None:
-    given = read_arguments(__doc__)
-    values: dict[str, dict[str, list[float]]] = {"requests": {}, "events": {}, "milliseconds": {}}
+    arguments = options(__doc__)
+    arguments.add_argument("--measure", default=",".join(MEASURED), help="some of them, with commas")
+    given = arguments.parse_args()
+    values: dict[str, dict[str, list[float]]] = {what: {} for what in given.measure.split(",")}
+    if unknown := values.keys() - set(MEASURED):
+        arguments.error(f"nothing is measured in {', '.join(sorted(unknown))}, but in {', '.join(MEASURED)}")
     with ExitStack() as running:
         behind = running.enter_context(
             serve_arriero(["serve", "--engine", "scripted", "--port", "0", "--log-level", "warning"])
@@ -95,7 +101,8 @@ def main() -> None:
 
 
 def figures_of(values: dict[str, dict[str, list[float]]], clients: int) -> Iterator[Figures]:
-    for what, (goal, floor) in GOALS.items():
+    for what in filter(values.__contains__, GOALS):
+        goal, floor = GOALS[what]
         ours = statistics.median(values[what]["Arriero"])
         verdicts = [Verdict(f"Arriero, {what} a second", ours, goal, floor=floor)]
         if "LiteLLM" in values[what]:
@@ -107,17 +114,26 @@ def figures_of(values: dict[str, dict[str, list[float]]], clients: int) -> Itera
             values={f"chat completions, {'streamed' if what == 'events' else 'in one piece'}": values[what]},
             verdicts=verdicts,
         )
-    medians = {name: statistics.median(each) for name, each in values["milliseconds"].items()}
-    direct = medians.pop("nobody between")
-    yield Figures(
+    if "milliseconds" in values:
+        yield latency_of(values["milliseconds"])
+
+
+def latency_of(values: dict[str, list[float]]) -> Figures:
+    """What each adds to the median of nobody's, each compared within its turn."""
+    added = {
+        name: statistics.median(own - direct for own, direct in zip(each, values["nobody between"], strict=True))
+        for name, each in values.items()
+    }
+    verdicts = [Verdict("Arriero, milliseconds added", added["Arriero"], ADDED_MILLISECONDS, at_least=False)]
+    if "LiteLLM" in added:
+        verdicts.append(Verdict("LiteLLM's proxy, milliseconds added", added["LiteLLM"]))
+        verdicts.append(Verdict("LiteLLM's proxy / Arriero, of these", added["LiteLLM"] / added["Arriero"]))
+    return Figures(
         name="gateway_latency",
         title=f"Passing on: median time of an answer, {RATE:g} requests a second",
         unit="ms",
-        values={"short answers in one piece": values["milliseconds"]},
-        verdicts=[
-            Verdict(f"{name}, milliseconds added", median - direct, ADDED_MILLISECONDS, at_least=False)
-            for name, median in medians.items()
-        ],
+        values={"short answers in one piece": values},
+        verdicts=verdicts,
     )
 
 
