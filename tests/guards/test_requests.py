@@ -1,6 +1,9 @@
 """What a request costs besides the model: tasks, steps, and calls of functions in the rooms that it passes through."""
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import orjson
 import pytest
@@ -44,7 +47,7 @@ async def ask(app):
 
 
 # Functions written in Python, and others.
-CALLS = {"api": (72, 127), "gateway": (38, 20), "text": (90, 137), "wire": (16, 13)}
+CALLS = {"api": (75, 122), "engine": (718, 745), "gateway": (38, 20), "text": (88, 138), "wire": (17, 13)}
 
 
 @pytest.mark.parametrize("room", CALLS)
@@ -78,3 +81,19 @@ async def test_steps_of_the_scripted_engine(server):
     served, app = server
     assert await asyncio.gather(*(ask(app) for _ in range(8))) == [[200]] * 8
     check("8 requests of 16 tokens", {"steps": served.model.engine.stats().steps}, {"steps": 16})
+
+
+TOKENIZE = """
+import os
+from arriero.app.script import byte_tokenizer
+tokenizer, before = byte_tokenizer(), len(os.listdir("/proc/self/task"))
+tokenizer.encode("a text")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads that are not Python's are counted by /proc")
+def test_a_text_is_tokenized_in_the_thread_that_asks():
+    variables = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    run = subprocess.run([sys.executable, "-c", TOKENIZE], env=variables, capture_output=True, text=True, check=True)
+    check("a text", {"threads": int(run.stdout)}, {"threads": 0})

@@ -21,6 +21,7 @@ from arriero.core import FinishReason, GenerationRequest, PromptScored
 from arriero.errors import InvalidRequest
 from arriero.pool import Pool, ServedModel
 from arriero.text.stream import Delta, Ended, ScoredToken
+from arriero.wire.scope import caller_of
 
 SERVICE_TIER = "default"
 
@@ -60,6 +61,7 @@ def chat_routes(pool: Pool, delivery: Delivery) -> Routes:
             default_max_tokens=manner.profile.chat_tokens,
             limits=manner.limits,
             param="messages",
+            caller=caller_of(request.scope),
         )
         shape = _ChatShape(manner.profile, model, generation, parameters, messages)
         ignored += without_effect(parameters)

@@ -23,6 +23,7 @@ from arriero.pool import Pool, ServedModel
 from arriero.text import alpaca
 from arriero.text.infill import Infill, infill_of
 from arriero.text.stream import Delta, Ended, ScoredToken
+from arriero.wire.scope import caller_of
 
 Prompt = str | list[int]
 
@@ -69,6 +70,7 @@ def completion_routes(pool: Pool, delivery: Delivery) -> Routes:
             default_max_tokens=manner.profile.completion_tokens,
             limits=manner.limits,
             param="prompt",
+            caller=caller_of(request.scope),
             end_token_ids=infill.end_token_ids if infill else frozenset(),
         )
         shape = _CompletionShape(manner.profile, model, generation, parameters, prompts)

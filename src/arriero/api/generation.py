@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -130,9 +130,6 @@ async def respond(
     profile: Profile,
 ) -> Response:
     """Answer with a stream or in one piece, as `parameters` ask; a client that leaves ends the generation."""
-    caller = caller_of(request.scope)
-    if caller.id:
-        generation = replace(generation, caller=caller.id, weight=caller.weight)
     usage = Usage(generation.num_choices, meter_of(request.scope))
     usage.meter.queued_at = time.perf_counter()
     usage.meter.prompt_tokens = sum(map(len, generation.prompts))
@@ -146,10 +143,12 @@ async def respond(
             heartbeat=delivery.heartbeat,
         )
         return _Streamed(stream)
-    with _named(parameters.names):
-        choices = await while_connected(
-            request.scope, request.receive, _fold(deltas, shape, usage, len(generation.prompts))
-        )
+    folded = _fold(deltas, shape, usage, len(generation.prompts))
+    try:
+        choices = await while_connected(request.scope, request.receive, folded)
+    except InvalidRequest as error:
+        _rename(error, parameters.names)
+        raise
     if choices is None:
         return Response(status_code=499)  # nobody reads it
     chosen = list(_best(choices, generation.num_choices, parameters.n))
@@ -223,21 +222,16 @@ class _Streamed(Response):
         await self._stream(scope, receive, send)
 
 
-@contextmanager
-def _named(names: Mapping[str, str]) -> Iterator[None]:
-    """Have errors name parameters as the caller does; the engine has its own names."""
-    try:
-        yield
-    except InvalidRequest as error:
-        error.param = names.get(error.param or "", error.param)
-        raise
+def _rename(error: InvalidRequest, names: Mapping[str, str]) -> None:
+    """Have an error name its parameter as the caller does; the engine has its own names."""
+    error.param = names.get(error.param or "", error.param)
 
 
 async def _frames(
     deltas: Deltas, shape: Shape, usage: Usage, parameters: GenerationParameters
 ) -> AsyncGenerator[bytes, None]:
     opened: set[int] = set()
-    with _named(parameters.names):
+    try:
         async with aclosing(deltas):
             async for batch in deltas:
                 frames = b""
@@ -254,6 +248,9 @@ async def _frames(
                         frames += shape.closing(item)
                 if frames:
                     yield frames
+    except InvalidRequest as error:
+        _rename(error, parameters.names)
+        raise
     if parameters.include_usage:
         yield shape.usage(usage)
 

@@ -19,6 +19,7 @@ LIMITED = {
     "prompt_logprobs": "completion_max_logprobs",
 }
 """Parameters by name, and the setting that is the most they may be."""
+_FIELDS = {name: setting.removeprefix("completion_") for name, setting in LIMITED.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,8 @@ class Limits:
         for name, value in values.items():
             if value is None:
                 continue
-            limit: int = getattr(self, LIMITED[name].removeprefix("completion_"))
-            if value > limit and (limit or LIMITED[name] != "completion_max_tokens"):
+            limit: int = getattr(self, _FIELDS[name])
+            if value > limit and (limit or _FIELDS[name] != "max_tokens"):
                 raise above(name, limit)
 
     def check_prompts(self, prompts: Sequence[Sequence[int]], param: str) -> None:

@@ -43,7 +43,9 @@ class Message(JSONObject):
         """What is said; None where the message has nothing of the kind."""
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content)
-        return next((each for each in (self.content, self.message, self.refusal) if each is not None), None)
+        if self.content is not None:
+            return self.content
+        return self.refusal if self.message is None else self.message
 
 
 def template_fields(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from arriero.api.limits import Limits, above
 from arriero.api.parameters import ChatParameters, CompletionParameters, GenerationParameters
-from arriero.core import Beams, GenerationRequest, Sampling
+from arriero.core import Beams, Caller, GenerationRequest, Sampling
 from arriero.errors import ContextOverflow, InvalidRequest
 from arriero.models.tokenizers.tokenizer import Tokenizer
 from arriero.pool import ServedModel
@@ -118,6 +118,7 @@ def generation_request(
     default_max_tokens: int | None,
     limits: Limits,
     param: str,
+    caller: Caller,
     end_token_ids: frozenset[int] = frozenset(),
 ) -> GenerationRequest:
     """What the engine is asked; `max_tokens` None means all that the context has left, or `default_max_tokens`.
@@ -150,6 +151,8 @@ def generation_request(
         if parameters.num_candidates > parameters.n and parameters.alternatives is None
         else parameters.alternatives,
         prompt_logprobs=parameters.prompt_alternatives,
+        caller=caller.id,
+        weight=caller.weight,
         priority=parameters.priority,
     )
 

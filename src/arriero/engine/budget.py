@@ -22,7 +22,8 @@ class Budget:
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
         self.num_reserved_tokens = 0
-        self._holders: dict[Holder, None] = {}
+        self.growing: dict[Sequence, None] = {}
+        """Those that may come to hold more than they have reserved, the oldest first."""
 
     @property
     def num_free_tokens(self) -> int:
@@ -31,12 +32,15 @@ class Budget:
 
     def has_room(self, holders: Iterable[Holder]) -> bool:
         """Whether these could be admitted, all of them."""
-        return self._everybody_can_end([*self._holders, *holders])
+        holders = list(holders)
+        num_reserved = self.num_reserved_tokens + sum(each.num_reserved_tokens for each in holders)
+        return self._everybody_can_end(num_reserved, [*self.growing, *holders])
 
     def admit(self, holders: Iterable[Holder]) -> None:
         """Reserve what they say."""
         for holder in holders:
-            self._holders[holder] = None
+            if isinstance(holder, Sequence) and holder.num_reserved_tokens < holder.num_most_tokens:
+                self.growing[holder] = None
             self.num_reserved_tokens += holder.num_reserved_tokens
 
     def grow(self, sequence: Sequence) -> bool:
@@ -44,28 +48,28 @@ class Budget:
         before = sequence.num_reserved_tokens
         likely = sequence.group.request.likely_tokens or sequence.num_most_tokens
         sequence.num_reserved_tokens = min(before + likely, sequence.num_most_tokens)
-        if not self._everybody_can_end(self._holders):
+        num_reserved = self.num_reserved_tokens + sequence.num_reserved_tokens - before
+        if not self._everybody_can_end(num_reserved, self.growing):
             sequence.num_reserved_tokens = before
             return False
-        self.num_reserved_tokens += sequence.num_reserved_tokens - before
+        self.num_reserved_tokens = num_reserved
         return True
 
     def release(self, holder: Holder) -> None:
         """Take back what one had."""
-        del self._holders[holder]
+        if isinstance(holder, Sequence):
+            self.growing.pop(holder, None)
         self.num_reserved_tokens -= holder.num_reserved_tokens
 
-    def _everybody_can_end(self, holders: Iterable[Holder]) -> bool:
-        """First those who need no more, in whatever order; then the others, the oldest first."""
-        room, growing = self.num_tokens, []
-        num_reserved = 0
-        for holder in holders:
-            num_reserved += holder.num_reserved_tokens
-            if holder.num_reserved_tokens < holder.num_most_tokens:
-                growing.append(holder)
-                room -= holder.num_reserved_tokens
+    def _everybody_can_end(self, num_reserved: int, holders: Iterable[Holder]) -> bool:
+        """First those who need no more, in whatever order; then the others, the oldest first.
+
+        `holders` are at least all others; all together have so many tokens reserved.
+        """
         if num_reserved > self.num_tokens:
             return False
+        growing = [holder for holder in holders if holder.num_reserved_tokens < holder.num_most_tokens]
+        room = self.num_tokens - sum(holder.num_reserved_tokens for holder in growing)
         for holder in growing:
             if holder.num_most_tokens - holder.num_reserved_tokens > room:
                 return False

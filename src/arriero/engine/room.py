@@ -33,6 +33,11 @@ class Room:
         return self._budget.num_reserved_tokens
 
     @property
+    def growing(self) -> Iterable[Sequence]:
+        """Those that may come to hold more tokens than are set aside for them, the oldest first."""
+        return self._budget.growing
+
+    @property
     def has_frees(self) -> bool:
         """Whether there are slots that the runner is yet to free."""
         return bool(self._frees)

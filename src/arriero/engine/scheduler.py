@@ -247,7 +247,7 @@ class Scheduler:
         """Reserve more for answers that have come to the end of what was; those that have to wait do not speak."""
         self._short = [
             sequence
-            for sequence in self._running
+            for sequence in self._room.growing
             if sequence.num_held_tokens > sequence.num_reserved_tokens and not self._room.grow(sequence)
         ]
 

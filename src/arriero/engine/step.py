@@ -66,20 +66,21 @@ class Step:
             return
         start = sequence.num_computed_tokens
         end = start + count
+        request = sequence.group.request
+        goes_on = end == len(sequence.tokens) and request.max_tokens
         want = Want.NOTHING
         if start < sequence.num_prompt_tokens and sequence.scores is not None:
             want = Want.ALL
             scored = sequence.tokens[start + 1 : min(end + 1, sequence.num_prompt_tokens)]
             self.scorings.append(Scoring(sequence, self.num_logits, scored))
             self.num_logits += count - 1
-        elif end == len(sequence.tokens) and sequence.group.request.max_tokens:
+        elif goes_on:
             want = Want.LAST
-        adapter = sequence.group.request.adapter
-        self.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want, adapter))
+        self.rows.append(Row(sequence.slot, sequence.tokens[start:end], start, want, request.adapter))
         self.sequences.append(sequence)
         if want is Want.NOTHING:
             return
-        if end == len(sequence.tokens) and sequence.group.request.max_tokens:
+        if goes_on:
             self._use_logits(self.num_logits, sequence)
         self.num_logits += 1
 
@@ -108,7 +109,7 @@ class Step:
             self.expansions.setdefault(first, {})[sequence.index] = row
             return
         self._add_draw(row, sequence, len(sequence.tokens))
-        if sequence.num_sampled_tokens == 0:
+        if sequence.followers and sequence.num_sampled_tokens == 0:
             for follower in sequence.followers:
                 self._add_draw(row, follower, len(follower.tokens))
 

@@ -30,7 +30,7 @@ class Stream(Generic[News]):
         self._events.append(event)
         if isinstance(event, _ENDS):
             self.num_unfinished -= 1
-        if self._news and self._is_ready():
+        if self._news and (self._is_eager or not self.num_unfinished):
             self._wake()
 
     def fail(self, error: Exception) -> None:

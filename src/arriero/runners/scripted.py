@@ -191,8 +191,9 @@ class ScriptedRunner:
                 raise ValueError(f"slot {row.slot}: {len(row.tokens) - 1} guesses of {self._info.num_guesses}")
             if row.guessed and held + 1 + self._info.num_guesses > self._info.context:
                 raise ValueError(f"slot {row.slot}: no room for guesses after {held} of {self._info.context}")
-            if min(row.tokens) < 0 or max(row.tokens) >= self._info.vocab_size:
-                raise ValueError(f"slot {row.slot}: a token outside the vocabulary of {self._info.vocab_size}")
+        tokens = [token for row in rows for token in row.tokens]
+        if min(tokens) < 0 or max(tokens) >= self._info.vocab_size:
+            raise ValueError(f"a token outside the vocabulary of {self._info.vocab_size}")
 
     def _slot(self, slot: int) -> _Slot:
         if self._closed:

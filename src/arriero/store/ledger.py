@@ -45,10 +45,9 @@ class Account:
 
     def take(self, now: float) -> tuple[Place, Amounts]:
         """What was used since the last time, and where it belongs."""
-        meter, counted = self.meter, self.counted
+        meter = self.meter
         whole = Amounts(1, 0, meter.prompt_tokens, meter.cached_tokens, meter.completion_tokens, now - self.began)
-        more = Amounts(*(getattr(whole, name) - getattr(counted, name) for name in usage.NAMES))
-        self.counted = whole
+        more, self.counted = whole.since(self.counted), whole
         return Place(usage.day_of(now), self.key, meter.model, meter.endpoint), more
 
 

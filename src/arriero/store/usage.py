@@ -38,8 +38,23 @@ class Amounts:
 
     def add(self, other: Amounts) -> None:
         """Count more."""
-        for name in NAMES:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.requests += other.requests
+        self.errors += other.errors
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens
+        self.seconds += other.seconds
+
+    def since(self, before: Amounts) -> Amounts:
+        """What came after an earlier state of the same."""
+        return Amounts(
+            self.requests - before.requests,
+            self.errors - before.errors,
+            self.prompt_tokens - before.prompt_tokens,
+            self.cached_tokens - before.cached_tokens,
+            self.completion_tokens - before.completion_tokens,
+            self.seconds - before.seconds,
+        )
 
     @property
     def tokens(self) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +62,10 @@ class ChatTemplate:
         does not come to an end.
         """
         messages = _open_ended(messages) if continue_final_message else messages
-        with _nesting_refused():
+        try:
             plain = _with_texts(_given(messages, add_generation_prompt, variables), str.__str__)
+        except RecursionError as error:
+            raise _too_deep() from error
         return _cut(self._run(plain)) if continue_final_message else self._run(plain)
 
     def encode(
@@ -80,8 +81,10 @@ class ChatTemplate:
         Nothing is added around it: a template that wants a beginning of sequence writes one. Otherwise as `render`.
         """
         messages = _open_ended(messages) if continue_final_message else messages
-        with _nesting_refused():
+        try:
             disguised, unmask = self._disguise.apply(_given(messages, add_generation_prompt, variables))
+        except RecursionError as error:
+            raise _too_deep() from error
         text = _cut(self._run(disguised)) if continue_final_message else self._run(disguised)
         if not unmask:
             return self._tokenizer.encode(text, add_special_tokens=False)
@@ -148,12 +151,8 @@ def _cut(text: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-@contextmanager
-def _nesting_refused() -> Iterator[None]:
-    try:
-        yield
-    except RecursionError as error:
-        raise InvalidRequest("The messages are nested too deeply.", param="messages") from error
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("The messages are nested too deeply.", param="messages")
 
 
 class _Disguise:
@@ -213,14 +212,18 @@ def _any_of(words: Sequence[str]) -> str:
     return alternatives[0] if len(alternatives) == 1 else f"(?:{'|'.join(alternatives)})"
 
 
+_OTHERS = frozenset({bool, int, float, type(None)})
+"""Types of JSON values without texts; asking whether one is a `Mapping` takes longer than all else here."""
+
+
 def _texts(value: Any) -> list[str]:
     """Every string in a JSON value, keys too."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, (dict, Mapping)):  # asking for the abstract class takes longer than all else here
-        return [*map(str, value), *(text for item in value.values() for text in _texts(item))]
     if isinstance(value, (list, tuple)):
         return [text for item in value for text in _texts(item)]
+    if type(value) not in _OTHERS and isinstance(value, (dict, Mapping)):
+        return [*map(str, value), *[text for item in value.values() for text in _texts(item)]]
     return []
 
 
@@ -228,10 +231,10 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A copy of a JSON value with every string changed; of plain types only, which have no methods to abuse."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, (dict, Mapping)):
-        return {_with_texts(key, change): _with_texts(item, change) for key, item in value.items()}
+    if type(value) in _OTHERS:
+        return value
     if isinstance(value, (list, tuple)):
         return [_with_texts(item, change) for item in value]
-    if value is None or type(value) in (bool, int, float):
-        return value
+    if isinstance(value, (dict, Mapping)):
+        return {_with_texts(key, change): _with_texts(item, change) for key, item in value.items()}
     raise TypeError(f"A chat template takes JSON values, not {type(value).__name__}.")

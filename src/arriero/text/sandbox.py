@@ -167,6 +167,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Sums, repetitions, powers and formats of a sensible size only."""
+        if operator == "+":
+            return _sized(left + right)
         if operator == "**" and not abs(right) <= _MOST_EXPONENT:
             raise SecurityError("the template computes too large a power")
         if operator == "*":

@@ -144,7 +144,9 @@ async def stream_text(
             if isinstance(event, PromptScored):
                 scored.append(event)
                 continue
-            changed[event.index] = choice = choices.get(event.index) or choice_of(event.index)
+            choice = changed.get(event.index)
+            if choice is None:
+                choice = changed[event.index] = choices.get(event.index) or choice_of(event.index)
             if isinstance(event, Token):
                 choice.add(event)
             else:

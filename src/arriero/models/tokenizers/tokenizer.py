@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ from tokenizers.models import BPE, Unigram
 
 from arriero.errors import InvalidRequest, ModelLoadError
 from arriero.models.files.sentencepiece_file import SPACE
+
+# Unless told otherwise it hands each text to a thread of its own, and waits for that.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTROL_SHAPE = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
