@@ -12,37 +12,28 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from arriero.app import load
+from arriero.config import Settings
+from arriero.errors import ArrieroError
 from references import vocabularies
 from tiny_directory import write_directory
 
 WEIGHTS = "model.safetensors"
 
 
-class Served(BaseException):
-    """The model was loaded and would now be served."""
-
-
 @pytest.fixture
-def outcome(call, monkeypatch, tmp_path):
-    """The complaint about a model, or None where it is served."""
-
-    async def open_here(settings, **options):
-        """In this process, which takes a fraction of the time."""
-        load(settings, **options)
-        raise Served
-
-    monkeypatch.setattr("arriero.app.pooling.open_model", open_here)
-    monkeypatch.setattr("arriero.engine.process.spawned.spawn_early", lambda command: None)
+def outcome(tmp_path):
+    """The complaint about a model, or None where it would be served; without a process, which takes seconds."""
 
     def run(path):
-        arguments = ("serve", str(path), "--port", "0", "--slots", "1", "--threads", "1")
+        settings = Settings(model=str(path), engine="onnx", slots=1, threads=1, cache=tmp_path / "cache")
         try:
-            finished = call(*arguments, "--engine", "onnx", "--cache", str(tmp_path / "cache"))
-        except Served:
+            load(settings)
+        except ArrieroError as error:
+            complaint = str(error)
+        else:
             return None
-        assert (finished.status, finished.stdout) == (1, "")
-        assert re.fullmatch(r"arriero: [^\n]{20,}[.?!)]\n", finished.stderr), finished.stderr
-        return finished.stderr
+        assert re.fullmatch(r"[^\n]{20,}[.?!)]", complaint), complaint
+        return complaint
 
     return run
 
