@@ -7,12 +7,14 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from arriero.gateway.entrance import Exchange
+from arriero.gateway.metrics import METRICS
+from arriero.gateway.routes import LIVE, READY
 from arriero.wire.scope import caller_of, trace_of
 
 logger = logging.getLogger("arriero.access")
 
 _LONGEST_PATH = 200
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+PROBES = frozenset({"/health", LIVE, READY, METRICS})
 """What machines ask every few seconds; shown only at level debug, and never traced."""
 
 

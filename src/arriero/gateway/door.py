@@ -10,15 +10,13 @@ from arriero.core import Caller, Meter
 from arriero.errors import ArrieroError, RateLimited
 from arriero.gateway.keyring import Keyring, authorize, caller_with
 from arriero.gateway.limits import Allowance
+from arriero.gateway.routes import LIVE
 from arriero.store.keys import Key
 from arriero.store.ledger import Ledger
-from arriero.wire.errors import QUOTA, error_answer
+from arriero.wire.errors import error_answer
 from arriero.wire.headers import Application
 from arriero.wire.scope import meter_of, note_error, set_caller
 from arriero.wire.sse import Message, Receive, Send
-
-LIVENESS = "/health/live"
-"""The one path that asks for no key: it tells that the process is there, and nothing else."""
 
 
 class Door:
@@ -50,7 +48,7 @@ class Door:
         """Pass the request on, or answer that it may not come in."""
         if scope["type"] != "http":
             raise RuntimeError(f"Nothing here speaks {scope['type']}.")
-        if scope["path"] == LIVENESS and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] == LIVE and scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
         meter = meter_of(scope)
@@ -149,7 +147,5 @@ async def _refuse(error: ArrieroError, limits: list[tuple[bytes, bytes]], send: 
         *((name.encode(), value.encode()) for name, value in answer.headers.items()),
         *limits,
     ]
-    if isinstance(error, RateLimited) and error.kind == QUOTA:
-        headers.append((b"x-should-retry", b"false"))  # OpenAI's clients know it, and would try again in vain
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

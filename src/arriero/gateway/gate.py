@@ -14,13 +14,12 @@ import orjson
 
 from arriero.errors import Overloaded
 from arriero.gateway.metrics import METRICS
-from arriero.gateway.routes import answer
+from arriero.gateway.routes import LIVE, READY, answer
 from arriero.wire.errors import error_answer
 from arriero.wire.headers import Application
 from arriero.wire.scope import meter_of, note_error
 from arriero.wire.sse import Receive, Send
 
-LIVE, READY = "/health/live", "/health/ready"
 _WATCHED = frozenset({"/health", METRICS})
 """What is answered while the server stops, too."""
 

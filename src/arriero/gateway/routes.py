@@ -10,6 +10,9 @@ from arriero.wire.headers import Application
 from arriero.wire.scope import meter_of
 from arriero.wire.sse import Receive, Send
 
+LIVE, READY = "/health/live", "/health/ready"
+"""Where machines ask how the process is: the first asks for no key, and tells nothing that is worth one."""
+
 
 class MetricsRoute:
     """ASGI middleware that answers `GET /metrics`."""

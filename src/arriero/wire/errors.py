@@ -96,8 +96,8 @@ def error_answer(error: Exception) -> ErrorAnswer:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, RateLimited):
         kind, code = error.kind, error.kind if error.kind == QUOTA else code
-    if isinstance(error, DeadlineExceeded):
-        headers["x-should-retry"] = "false"  # OpenAI's clients know it, and would try again too late
+    if isinstance(error, DeadlineExceeded) or kind == QUOTA:
+        headers["x-should-retry"] = "false"  # OpenAI's clients know it, and would try again too late or in vain
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = "Bearer"
     message = _with_id(str(error)) if status == 500 else str(error)
