@@ -43,8 +43,13 @@ def machine(**more: Any) -> dict[str, Any]:
 
 @contextmanager
 def serve_arriero(flags: Sequence[str]) -> Iterator[str]:
-    """Run `arriero` with these flags, the port being 0; gives its URL."""
-    process = subprocess.Popen([sys.executable, "-m", "arriero", *flags], stdout=subprocess.PIPE, text=True)
+    """Run `arriero` with these flags, the port being 0; gives its URL.
+
+    Its bytecode is kept, as that of an installed package is, whatever the environment says.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", "arriero", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
