@@ -89,7 +89,7 @@ def test_logits_are_the_same_while_weights_find_their_place(weights, tmp_path, m
     runner = load_runner(checkpoint, weights=weights, slots=1, context=64, threads=2, cache=tmp_path)
     (prompt, *_) = prompts(checkpoint.config)
     expected, places = logits_of(runner, prompt), []
-    for _ in range(70):
+    for _ in range(140):
         np.testing.assert_array_equal(logits_of(runner, prompt), expected)
         places.append(runner._weights.address("head"))
     first, last = dict.fromkeys(places)
