@@ -354,7 +354,7 @@ def test_a_port_that_is_for_others(settings, monkeypatch):
     def refuse(host, port):
         raise ConfigError(f"cannot listen on {host} port {port}: permission denied")
 
-    monkeypatch.setattr("arriero.cli.server.bind_port", refuse)
+    monkeypatch.setattr("arriero.cli.listen.bind_port", refuse)
     finding = only(address.check_address(settings(port=80)))
     assert (finding.found, finding.status) == ("cannot listen on 127.0.0.1 port 80: permission denied", "fail")
 

@@ -28,15 +28,15 @@ def imported(program: str) -> set[str]:
         ("import arriero.cli, arriero.app, arriero.engine.process.spawned", {"asyncio", "pydantic", *TERMINAL}, 7),
         # Before that process is told what to open.
         (
-            "import arriero.cli.plain, arriero.cli.serve, arriero.app.pooling",
+            "import arriero.cli.plain, arriero.cli.serve, arriero.store.ledger, arriero.app.pooling",
             {"tokenizers", "jinja2", *TERMINAL, *NUMBERS, *WEB, *ALWAYS_LATER},
-            26,
+            33,
         ),
         # The whole server.
         (
             "import arriero.cli.plain, arriero.cli.serve, arriero.cli.server, arriero.app.pooling, arriero.app.web",
             {*TERMINAL, *NUMBERS, *ALWAYS_LATER},
-            106,
+            107,
         ),
         # The model's process, which only hands on settings, templates and vocabularies.
         (

@@ -21,6 +21,8 @@ def main() -> None:
         return
     # NumPy's threads otherwise spin for a while when they are made, and the other core has better things to do.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    # pydantic otherwise looks for plugins of its own in every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if sys.argv[1:2] != ["serve"]:
         _run()
         return

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from arriero import config, config_sources
-from arriero.cli import log
+from arriero.cli import listen, log
 from arriero.engine.process.spawned import discard_early
 from arriero.errors import ConfigError
 
@@ -43,10 +43,8 @@ def serve(**flags: str | bool | list[str] | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _quit)
     # Importing and loading come after the address is ours: a taken port is told at once, not after a download.
-    from arriero.cli import server
-
-    with closing(server.bind(settings)) as listener:
-        public = server.is_public(listener)
+    with closing(listen.bind(settings)) as listener:
+        public = listen.is_public(listener)
         try:
             with closing(_open_ledger(settings, public=public)) as ledger:
                 _serve(settings, listener, ledger, closed=public and not settings.no_auth)
@@ -122,7 +120,7 @@ async def _run(settings: config.Settings, listener: socket.socket, ledger: Ledge
         open_api(front, settings, opening.result())
         gc.freeze()  # What is here stays: looking at it again and again would take a tenth of the time.
         gc.set_threshold(_YOUNG, 10, 10)
-        url = server.url(listener, secure=settings.tls_key is not None)
+        url = listen.url(listener, secure=settings.tls_key is not None)
         _announce(opening.result(), settings, url, keyed=front.asks_for_keys)
     await served
     await _close(opening)  # It may have been opened while the server stopped.

@@ -22,10 +22,10 @@ _ROOM = 128
 
 def check_address(settings: Settings) -> Iterator[Finding]:
     """The address can be listened on, or somebody who is named listens there."""
-    from arriero.cli import server
+    from arriero.cli import listen
 
     try:
-        server.check_tls(settings)
+        listen.check_tls(settings)
     except ConfigError as error:
         yield fail(
             "tls", str(error), command("openssl", "x509", "-in", settings.tls_certificate or "?", "-noout", "-text")
@@ -35,7 +35,7 @@ def check_address(settings: Settings) -> Iterator[Finding]:
         return
     where = f"{settings.host} port {settings.port}"
     try:
-        with closing(server.bind_port(settings.host, settings.port)):
+        with closing(listen.bind_port(settings.host, settings.port)):
             yield ok("port", f"{where} is free")
     except ConfigError as error:
         yield _taken(settings, str(error))
@@ -142,9 +142,9 @@ def _check_file(path: Path) -> Finding:
 
 def _free_port(host: str, port: int) -> int | None:
     """The next port that is free."""
-    from arriero.cli import server
+    from arriero.cli import listen
 
     for each in range(max(port, 1023) + 1, min(port + 100, 65_536)):
-        with suppress(ConfigError), closing(server.bind_port(host, each)):
+        with suppress(ConfigError), closing(listen.bind_port(host, each)):
             return each
     return None
