@@ -142,8 +142,7 @@ class NativeRunner(DecoderRunner[KeyValueCache]):
 
     def _run(self, rows: Sequence[Row], wanted: Sequence[int]) -> None:
         """Append every row's tokens to its slot, and put the logits of wanted tokens into the plan's array."""
-        if self._weights.settle():
-            self._program[:] = self._write_program()
+        self._weights.settle(self._program)
         plan, config = self._plan, self._config
         counts = [len(row.tokens) for row in rows]
         tokens = sum(counts)

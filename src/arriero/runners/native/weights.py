@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,28 +135,33 @@ class Weights:
 
     def __init__(self, directory: Path) -> None:
         self._index: dict[str, tuple[int, int]] = json.loads((directory / INDEX_FILE).read_text())
+        self._ends = [0, *sorted(offset + size for offset, size in self._index.values())]
         with (directory / WEIGHTS_FILE).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | _POPULATE, prot=mmap.PROT_READ)
-        self._bytes = np.frombuffer(mapped, np.uint8)
-        size = padded(len(mapped), _HUGE_PAGE)
+            self._file = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | _POPULATE, prot=mmap.PROT_READ)
+        self._bytes = np.frombuffer(self._file, np.uint8)
+        size = padded(len(self._bytes), _HUGE_PAGE)
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        self._home: NDArray[np.uint8] | None = np.frombuffer(memory, np.uint8)[: len(mapped)]
+        self._home = np.frombuffer(memory, np.uint8)[: len(self._bytes)]
         self._piece = max(size // _HUGE_PAGE // _PIECES, 1) * _HUGE_PAGE
         self._num_moved = 0
 
-    def settle(self) -> bool:
-        """Move a piece; whether that was the last one, after which everything has another address."""
-        if self._home is None:
-            return False
+    def settle(self, program: NDArray[np.int64]) -> None:
+        """Move a piece, and put the new addresses into a program in the place of those that were given before."""
+        if self._bytes is self._home:
+            return
         piece = slice(self._num_moved, self._num_moved + self._piece)
         self._home[piece] = self._bytes[piece]
         self._num_moved = piece.stop
-        if self._num_moved < len(self._bytes):
-            return False
-        self._bytes, self._home = self._home, None
-        return True
+        end = self._ends[bisect_right(self._ends, self._num_moved) - 1]  # of the last array that is moved as a whole
+        here, there = self._bytes.ctypes.data, self._home.ctypes.data
+        program[(program >= here) & (program < here + end)] += there - here
+        if hasattr(mmap, "MADV_DONTNEED"):  # it takes no memory twice
+            self._file.madvise(mmap.MADV_DONTNEED, 0, end - end % mmap.PAGESIZE)
+        if self._num_moved >= len(self._bytes):
+            self._bytes = self._home
+            self._file.close()
 
     def address(self, name: str) -> int:
         """Where an array lies; 0 for one that the model does not have."""
