@@ -59,13 +59,34 @@ def test_a_key_from_its_making_to_its_end(run: Callable[..., str], store: Path) 
         (("create", "a", "--budget", "lots"), "--budget"),
         (("create", "a", "--budget", "5/year"), "--budget"),
         (("create", "a", "--expires", "soon"), "--expires"),
+        (("create", "a", "--expires", "2020-01-31"), "--expires is '2020-01-31', which is over"),
+        (("create", "a", "--model", ""), "--model is empty"),
+        (("create", "a", "--endpoint", "/"), "--endpoint is empty"),
         (("show", "nobody"), "no key 'nobody'"),
         (("revoke", "nobody"), "no key 'nobody'"),
     ],
 )
 def test_what_is_wrong_is_named(run: Callable[..., str], arguments: tuple[str, ...], message: str) -> None:
+    run("keys", "create", "somebody")
     with pytest.raises(ArrieroError, match=message):
         run("keys", *arguments)
+
+
+def test_the_list_tells_what_sets_a_key_apart(run: Callable[..., str]) -> None:
+    run("keys", "create", "root", "--admin", "--expires", "2999-12-31")
+    run("keys", "create", "prometheus", "--endpoint", "metrics", "--weight", "2", "--concurrent", "3")
+    root, prometheus = (line.split() for line in run("keys", "list").splitlines()[3:5])
+    assert root[1:] == ["root", "good", "*", "*", "admin,", "until", "2999-12-31"]
+    assert prometheus[1:] == ["prometheus", "good", "*", "metrics", "3", "at", "once,", "weight", "2"]
+
+
+@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "show", "a"), ("keys", "revoke", "a"), ("usage",)])
+def test_a_store_that_is_not_there_is_named_and_not_made(
+    command: tuple[str, ...], run: Callable[..., str], store: Path
+) -> None:
+    with pytest.raises(ArrieroError, match=f"there is no store {store}"):
+        run(*command)
+    assert not store.exists()
 
 
 def test_usage_as_table_csv_and_json(run: Callable[..., str], store: Path) -> None:

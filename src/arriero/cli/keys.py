@@ -14,7 +14,7 @@ import typer
 from arriero import config_sources
 from arriero.cli.options import Json, Store
 from arriero.cli.output import print_json, print_table
-from arriero.errors import ConfigError
+from arriero.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -68,6 +68,9 @@ def create(
     """Make a key and print it. It is shown this once: only its hash is stored."""
     from arriero.store.keys import insert, new_key
 
+    for flag, patterns in (("--model", model), ("--endpoint", endpoint)):
+        if not all(each.strip("/ ") for each in patterns or ()):
+            raise ConfigError(f"{flag} is empty: leave it out for a key that may use all")
     tokens, period = _budget(budget)
     key, text = new_key(
         _name(name),
@@ -82,7 +85,7 @@ def create(
         budget_period=period,
         weight=weight,
     )
-    with closing(_open(store)) as connection:
+    with closing(open_store(store, create=True)) as connection:
         insert(connection, key)
     _print_secret(key, text, as_json)
 
@@ -92,13 +95,15 @@ def show_all(as_json: Json = False, store: Store = None) -> None:
     """List all keys, also those that expired or were revoked."""
     from arriero.store.keys import every
 
-    with closing(_open(store)) as connection:
+    with closing(open_store(store)) as connection:
         found = every(connection)
     if as_json:
         print_json([_facts(key) for key in found])
         return
-    rows = [(key.id, key.name, _state(key), ", ".join(key.models), _limits(key)) for key in found]
-    print_table(("Id", "Name", "State", "Models", "Limits"), rows)
+    rows = [
+        (key.id, key.name, _state(key), ", ".join(key.models), ", ".join(key.endpoints), _limits(key)) for key in found
+    ]
+    print_table(("Id", "Name", "State", "Models", "Endpoints", "Limits"), rows)
 
 
 @keys.command()
@@ -106,7 +111,7 @@ def show(key: Word, as_json: Json = False, store: Store = None) -> None:
     """Tell about one key."""
     from arriero.store.keys import find
 
-    with closing(_open(store)) as connection:
+    with closing(open_store(store)) as connection:
         facts = _facts(find(connection, key))
     if as_json:
         print_json(facts)
@@ -120,7 +125,7 @@ def revoke(key: Word, store: Store = None) -> None:
     """Have a key open nothing any more, for good. Its usage stays."""
     from arriero.store import keys as stored
 
-    with closing(_open(store)) as connection:
+    with closing(open_store(store)) as connection:
         revoked = stored.revoke(connection, stored.find(connection, key))
     print(f"Revoked {revoked.id} ({revoked.name})")
 
@@ -130,16 +135,20 @@ def rotate(key: Word, as_json: Json = False, store: Store = None) -> None:
     """Replace a key's secret and print the new key; the old one opens nothing any more. Limits and usage stay."""
     from arriero.store import keys as stored
 
-    with closing(_open(store)) as connection:
+    with closing(open_store(store)) as connection:
         found = stored.find(connection, key)
         text = stored.rotate(connection, found)
     _print_secret(found, text, as_json)
 
 
-def _open(store: str | None) -> sqlite3.Connection:
+def open_store(store: str | None, *, create: bool = False) -> sqlite3.Connection:
+    """The store that is meant; raises `StoreError` where there is none yet and none is to be made."""
     from arriero.store.database import open_database
 
-    return open_database(config_sources.load({} if store is None else {"store": store}).store)
+    path = config_sources.load({} if store is None else {"store": store}).store
+    if not create and not path.exists():
+        raise StoreError(f"there is no store {path}: it is made with the first key, or with the first use of a server")
+    return open_database(path)
 
 
 def _print_secret(key: Key, text: str, as_json: bool) -> None:
@@ -177,13 +186,19 @@ def _state(key: Key) -> str:
 
 
 def _limits(key: Key) -> str:
+    """Everything that makes a key more or less than others, in a few words."""
     limits = {
         "requests/min": key.requests_per_minute,
         "tokens/min": key.tokens_per_minute,
         "at once": key.concurrent,
         f"tokens/{key.budget_period}": key.budget,
     }
-    return ", ".join(f"{value:,} {name}" for name, value in limits.items() if value is not None)
+    words = [f"{value:,} {name}" for name, value in limits.items() if value is not None]
+    if key.weight != 1:
+        words.append(f"weight {key.weight:g}")
+    if key.expires is not None:
+        words.append(f"until {(_time(key.expires) or '')[:10]}")
+    return ", ".join(["admin", *words] if key.admin else words)
 
 
 def _shown(value: object) -> str:
@@ -224,4 +239,7 @@ def _expiry(text: str | None) -> int | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--expires is {text!r}, expected a day such as 2030-01-31, or 12h, 30d, 8w") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    if seconds <= time.time():
+        raise ConfigError(f"--expires is {text!r}, which is over: the key would open nothing")
+    return seconds

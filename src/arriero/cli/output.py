@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+_WIDE = 1000
+"""Columns where there is no terminal."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -32,7 +35,8 @@ def print_table(heads: tuple[str, ...] | None, rows: Iterable[tuple[str, ...]], 
         table.add_column(head, overflow="fold", justify="right" if place >= first_number else "left")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    # Nobody says how wide a file or a pipe is; folded to 80 columns neither people nor grep could read it.
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
 
 def readable_size(num_bytes: int) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from arriero import config_sources
 from arriero.cli.options import Store
 from arriero.cli.output import print_json, print_table
 from arriero.errors import ConfigError
@@ -31,12 +30,12 @@ def usage(
     store: Store = None,
 ) -> None:
     """Show what was used: requests, tokens and seconds, by day, key, model and endpoint."""
-    from arriero.store.database import open_database
+    from arriero.cli.keys import open_store
     from arriero.store.keys import every, find
     from arriero.store.usage import NAMES, Place, query
 
     first, last = _day(since, "--since"), _day(until, "--until")
-    with closing(open_database(config_sources.load({} if store is None else {"store": store}).store)) as connection:
+    with closing(open_store(store)) as connection:
         names = {each.id: each.name for each in every(connection)}
         wanted = key if key is None or key == "static" else find(connection, key).id
         rows = query(connection, key=wanted, model=model, since=first, until=last)

@@ -66,7 +66,7 @@ def doctor(
 ) -> None:
     """Find what is wrong with an installation, a model, a port or a configuration, and say what mends it.
 
-    Looks at what `arriero serve` with the same flags, variables and file would find, and changes nothing.
+    Looks at what `arriero serve` with the same variables and file would find, and changes nothing.
 
     Exit status 1 when something has to be mended.
     """
