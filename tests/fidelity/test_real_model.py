@@ -74,11 +74,11 @@ def test_greedy_alone(check):
 
 
 def test_greedy_in_a_batch_of_mixed_lengths(check):
-    check(num_short=23, num_long=1, together=NUM_SLOTS, chunk=1 << 20)
+    check(num_short=23, num_long=1, num_tokens=40, together=NUM_SLOTS, chunk=1 << 20)
 
 
 def test_greedy_with_prompts_in_chunks(check):
-    check(num_short=7, num_long=1, together=NUM_SLOTS, chunk=37)
+    check(num_short=7, num_long=1, num_tokens=40, together=NUM_SLOTS, chunk=37)
 
 
 # Searches and draws: `generate` with beams, penalties, filters
