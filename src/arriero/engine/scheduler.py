@@ -199,7 +199,9 @@ class Scheduler:
             self._release(sequence)
         for encoding in outcome.encoded:
             self._release_encoding(encoding)
-        self._running = [sequence for sequence in self._running + outcome.joined if not sequence.finished]
+        self._running += outcome.joined
+        if outcome.ended:
+            self._running = [sequence for sequence in self._running if not sequence.finished]
         return outcome.news
 
     def stats(self) -> EngineStats:
