@@ -18,9 +18,11 @@ if TYPE_CHECKING:  # it takes long to import, and commands that compute nothing 
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class Sampling:
     """How the next token is chosen from the logits, for every choice of one request.
+
+    Nobody changes one, nor a request. They are not frozen, see `Token`.
 
     Processors apply first: repetition_penalty, no_repeat_ngram_size, presence_penalty and frequency_penalty,
     logit_bias, min_tokens. Then the filters, in the order temperature, top_k, top_p, min_p, typical_p, as in
@@ -66,7 +68,7 @@ class Beams:
     """When to stop; see transformers' `GenerationConfig`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class GenerationRequest:
     """One request: every prompt, times `num_choices` independent choices each.
 

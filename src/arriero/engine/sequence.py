@@ -161,7 +161,7 @@ def group_of(request: GenerationRequest, constraint: Constraint | None, decoder_
             )
             if leader is None:
                 leader = sequence
-                leader.prompt_ids = np.array(tokens)
+                leader.prompt_ids = np.fromiter(tokens, np.int64, len(tokens))
                 leader.scores = None if request.prompt_logprobs is None else [None]
             else:
                 leader.followers.append(sequence)
