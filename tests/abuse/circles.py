@@ -16,6 +16,9 @@ def tell() -> None:
         gc.collect()
         print(json.dumps(Counter(type(each).__qualname__ for each in gc.garbage)), flush=True)
         gc.garbage.clear()
+        gc.set_debug(0)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
 
 
 gc.set_debug(gc.DEBUG_SAVEALL)

@@ -12,7 +12,7 @@ import re
 import ssl
 from collections import deque
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -31,6 +31,10 @@ _KEEP_ALIVE = re.compile(rb"timeout=(\d{1,6})")
 
 class Failure(Exception):
     """An exchange went wrong; the text goes on after "The server"."""
+
+    def again(self) -> Self:
+        """The same to be kept or raised: one that was raised holds the frames that hold it, a circle."""
+        return type(self)(*self.args)
 
 
 class Unreachable(Failure):
@@ -232,7 +236,7 @@ class Exchange(asyncio.Protocol):
 
     async def _wait(self, seconds: float, complaint: str) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.again()
         self._deadline, self._complaint = min(self._loop.time() + seconds, self._end), complaint
         if self._timer is None or self._timer.when() > self._deadline:
             self._arm()
@@ -242,7 +246,7 @@ class Exchange(asyncio.Protocol):
         finally:
             self._waiter = None
         if self._failure is not None and not self._pieces:
-            raise self._failure
+            raise self._failure.again()
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -298,6 +302,7 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: D102
         self._transport = None
+        del self._parser  # it knows this connection: a circle
         framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
         if self._head_done and not framed and error is None:
             self._complete = True  # Such a body ends with its connection.

@@ -171,7 +171,7 @@ class Upstream:
                 endpoint.leave()
                 if not isinstance(error, Failure):
                     raise
-                failure = error
+                failure = error.again()
                 self.fail(endpoint, error)
                 if not isinstance(error, Unreachable | Dropped):
                     break
