@@ -7,7 +7,9 @@ import time
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from arriero.cli import server
 from arriero.cli.protocol import Connection, Timeouts
+from arriero.config import Settings
 
 TIMEOUTS = ("--head-timeout", "0.5", "--body-timeout", "0.5", "--idle-timeout", "1")
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -146,3 +148,23 @@ async def test_one_that_takes_nothing_of_its_answer_is_left() -> None:
 
 async def nothing(scope: object, receive: object, send: object) -> None:
     """An application that is not reached."""
+
+
+async def test_memory_is_given_back_once_after_work_and_a_rest(monkeypatch):
+    gave, give = [], server._give_back_memory
+    monkeypatch.setattr(server, "_give_back_memory", lambda: gave.append(give()))
+    serving = server.Server(None, Settings(), drain=None)
+    serving.config.encoded_headers = []
+
+    async def look(*, busy: bool, times: int) -> None:
+        serving.server_state.tasks = {None} if busy else set()
+        for _ in range(times):
+            await serving.on_tick(0)
+
+    await look(busy=False, times=5)
+    await look(busy=True, times=5)
+    await look(busy=False, times=2)
+    await look(busy=True, times=1)
+    assert not gave
+    await look(busy=False, times=9)
+    assert len(gave) == 1
