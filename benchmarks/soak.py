@@ -27,7 +27,7 @@ from soak_server import WARDEN, Rest, Row, Running, Watch, read_rows, running
 PATIENCE = 120.0
 """Seconds after which a client that behaves gives up; a server that lets it wait so long has failed."""
 SCRIPTED = ("--engine", "scripted", "--pace", "200")
-_KEPT = 16
+KEPT = 16
 """Megabytes by which memory may grow: one of the largest bodies. Nothing that clients did stays, and at rest what was
 freed goes back to the system; what remains is made once and kept: threads, caches of bounded size, runtimes' tables."""
 _REST = 5.0
@@ -125,6 +125,8 @@ class Report:
     clients: int
     seconds: float
     patience: float
+    kept: float
+    """Megabytes by which memory may have grown."""
     outcomes: dict[str, dict[str, int]]
     wrong: dict[str, int]
     before: Rest
@@ -146,7 +148,7 @@ class Report:
             was, now = getattr(self.before, name), getattr(self.after, name)
             if now > was + (_POOL if name == "threads" else 0):
                 faults.append(f"{name}: {was} before, {now} after")
-        if self.after.megabytes > self.before.megabytes + _KEPT:
+        if self.after.megabytes > self.before.megabytes + self.kept:
             faults.append(f"memory: {self.before.megabytes} MB before, {self.after.megabytes} MB after")
         if not self.times:
             faults.append("nobody who behaved was answered")
@@ -181,7 +183,9 @@ class Report:
         return lines
 
 
-def soak(arguments: Sequence[str], clients: int, seconds: float, patience: float = PATIENCE) -> Report:
+def soak(
+    arguments: Sequence[str], clients: int, seconds: float, patience: float = PATIENCE, kept: float = KEPT
+) -> Report:
     """Start a server with these arguments, let the clients loose on it, and look what is left."""
     kinds = {name: LIMITS.get(name, {}) for name in BEHAVIOURS}
     with running(["--log-level", "error", *arguments], kinds) as run:
@@ -191,7 +195,7 @@ def soak(arguments: Sequence[str], clients: int, seconds: float, patience: float
         status = run.process.wait(60)
         outcomes, wrong, before, after, counted, drawn = report
         books = Books(read_rows(run.store, run.names), told, counted, drawn)
-    return Report(clients, seconds, patience, outcomes, wrong, before, after, books, status)
+    return Report(clients, seconds, patience, kept, outcomes, wrong, before, after, books, status)
 
 
 async def _soak(run: Running, told: dict[str, Told], clients: int, seconds: float) -> tuple[Any, ...]:
