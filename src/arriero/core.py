@@ -290,7 +290,7 @@ class Engine(Protocol):
         ...
 
     async def close(self, grace: float = 0.0) -> None:
-        """Take no more requests, let running ones finish for `grace` seconds, then end them with `EngineDied`."""
+        """Take no more requests, let running ones finish for `grace` seconds, then end them with `EngineClosed`."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[list[Event]]:
@@ -303,7 +303,7 @@ class Engine(Protocol):
         Raises:
             ContextOverflow: a prompt plus `max_tokens` exceeds the context, or the request can never be admitted.
             Overloaded: the queue is full.
-            EngineDied: the engine failed or was closed; raised mid-iteration.
+            EngineDied: the engine failed, or was closed (`EngineClosed`); raised mid-iteration.
         """
         ...
 

@@ -10,6 +10,7 @@
     ├── Overloaded(retry_after)    nothing wrong with the request, no room for it now
     ├── DeadlineExceeded           the answer was not complete when the caller wanted it
     ├── EngineDied                 the engine failed while it worked on the request
+    │   └── EngineClosed           it was closed meanwhile, as when the server stops
     ├── UpstreamError              another server, which answers for a model, failed
     │   ├── UpstreamTimeout        it was silent for too long
     │   └── UpstreamLoop           it asks this server in its turn
@@ -101,6 +102,15 @@ class DeadlineExceeded(ArrieroError):
 
 class EngineDied(ArrieroError):
     """The engine failed; what it was generating is lost."""
+
+
+class EngineClosed(EngineDied):
+    """The engine was closed on purpose; another server, or this one once it is back, may answer."""
+
+    retry_after = 1.0
+
+    def __init__(self, message: str = "The engine was closed before the answer was complete; try again.") -> None:
+        super().__init__(message)
 
 
 class UpstreamError(ArrieroError):

@@ -139,8 +139,9 @@ async def test_new_requests_are_turned_away_while_the_last_answers_run(serve):
     assert finished.status == 0
 
 
-async def test_an_answer_longer_than_the_grace_period_ends_with_an_error_event(serve):
+async def test_an_answer_longer_than_the_grace_period_ends_with_an_error_event_or_503(serve):
     async with serve("--pace", "2", "--grace", "0.2") as server, httpx.AsyncClient() as client:
+        whole = asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=chat(TEXT)))
         request = client.stream("POST", f"{server.url}/v1/chat/completions", json=chat(TEXT, stream=True))
         async with request as response:
             lines = []
@@ -151,6 +152,8 @@ async def test_an_answer_longer_than_the_grace_period_ends_with_an_error_event(s
         finished = await server.end()
     assert TEXT.startswith(joined(lines))
     assert any(line.startswith('data: {"error"') for line in lines)
+    assert (refused := await whole).json()["error"]["code"] == "overloaded"
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert finished.status == 0
 
 

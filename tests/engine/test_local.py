@@ -12,7 +12,7 @@ import pytest
 from arriero.compute import Row
 from arriero.core import Beams, EngineStats, Finished, GenerationRequest, Logprob, PromptScored, Sampling, Token
 from arriero.engine.local import LocalEngine
-from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
+from arriero.errors import ContextOverflow, EngineClosed, EngineDied, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
 from arriero.runners.scripted import ScriptedRunner
 
 END = 0
@@ -471,7 +471,7 @@ async def test_closing_ends_what_runs():
     await runner.reached()
     runner.let(1)
     await engine.close()
-    assert [type(task.exception()) for task in (await asyncio.wait(tasks))[0]] == [EngineDied] * 2
+    assert [type(task.exception()) for task in (await asyncio.wait(tasks))[0]] == [EngineClosed] * 2
     assert runner.closed_in == "arriero-model"
     assert "arriero-model" not in {thread.name for thread in set(threading.enumerate()) - others}
     with pytest.raises(EngineDied, match="closed"):

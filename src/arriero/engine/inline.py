@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from arriero.engine.thread import ModelThread, Work
-from arriero.errors import EngineDied
+from arriero.errors import EngineClosed
 
 
 class InlineWork(ModelThread):
@@ -36,7 +36,7 @@ class InlineWork(ModelThread):
         work, self._work = self._work, None
         if work:
             work.close()
-        self._fail_streams(EngineDied("The engine was closed."))
+        self._fail_streams(EngineClosed())
 
     def _submit(self, submit: Callable[[], Any]) -> Any:
         handle = super()._submit(submit)

@@ -48,7 +48,7 @@ class Stream(Generic[News]):
         self._is_eager = self._streamed
         if not events and self._error:
             if isinstance(self._error, EngineDied):  # many share it
-                raise EngineDied(str(self._error)) from self._error
+                raise type(self._error)(str(self._error)) from self._error
             raise self._error
         return events
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from arriero.core import Encoded, EngineState, EngineStats
 from arriero.engine.stream import Stream
-from arriero.errors import ArrieroError, EngineDied, ModelLoadError
+from arriero.errors import ArrieroError, EngineClosed, EngineDied, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class ModelThread:
             self._changed.notify()
         await self._ended.wait()
         self._thread.join()
-        self._fail_streams(EngineDied("The engine was closed."))
+        self._fail_streams(EngineClosed())
 
     async def ask(
         self, submit: Callable[[], Any], num_parts: int, *, streamed: bool = True
@@ -161,8 +161,10 @@ class ModelThread:
         with self._changed:
             if self._death:
                 raise EngineDied(str(self._death))
-            if self._closing or not self._work:
-                raise EngineDied("The engine is closed." if self._closing else "The engine is not started.")
+            if self._closing:
+                raise EngineClosed("The engine is closed.")
+            if not self._work:
+                raise EngineDied("The engine is not started.")
             handle = submit()
             self._changed.notify()
         return handle

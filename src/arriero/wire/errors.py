@@ -15,6 +15,7 @@ from arriero.errors import (
     ConfigError,
     ContextOverflow,
     DeadlineExceeded,
+    EngineClosed,
     EngineDied,
     Forbidden,
     InvalidKey,
@@ -58,6 +59,7 @@ TABLE: dict[type[ArrieroError], tuple[int, str, str | None]] = {
     RateLimited: (429, "requests", "rate_limit_exceeded"),
     Overloaded: (503, SERVER_ERROR, "overloaded"),
     DeadlineExceeded: (504, SERVER_ERROR, "deadline_exceeded"),
+    EngineClosed: (503, SERVER_ERROR, "overloaded"),
     EngineDied: (500, SERVER_ERROR, "engine_died"),
     UpstreamError: (502, SERVER_ERROR, "upstream_error"),
     UpstreamTimeout: (504, SERVER_ERROR, "upstream_timeout"),
@@ -92,7 +94,7 @@ def error_answer(error: Exception) -> ErrorAnswer:
     if isinstance(error, InvalidRequest):
         param, code = error.param, error.code or code
     headers = {}
-    if isinstance(error, Overloaded | RateLimited):
+    if isinstance(error, Overloaded | RateLimited | EngineClosed):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, RateLimited):
         kind, code = error.kind, error.kind if error.kind == QUOTA else code

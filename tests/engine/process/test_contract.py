@@ -19,7 +19,7 @@ from arriero.core import (
     Token,
 )
 from arriero.engine.process.supervisor import ProcessEngine
-from arriero.errors import ContextOverflow, EngineDied, InvalidRequest, Overloaded
+from arriero.errors import ContextOverflow, EngineClosed, EngineDied, InvalidRequest, Overloaded
 from engine.process.opening import END, make
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("opening.py")))
@@ -174,7 +174,7 @@ async def test_closing_with_grace_lets_everybody_finish_and_nobody_in(opened):
     await until(engine, lambda stats: stats.running == 1)
     closing = asyncio.create_task(engine.close(grace=30))
     await asyncio.sleep(0)
-    with pytest.raises(EngineDied, match="closed"):
+    with pytest.raises(EngineClosed, match="closed"):
         await answer(engine, ask())
     assert tokens(await running) == [5, 6, 7]
     await closing
@@ -186,7 +186,7 @@ async def test_when_the_grace_is_over_the_rest_is_ended(opened):
     events = engine.generate(ask(end=frozenset(), max_tokens=90))
     await anext(events)
     await engine.close(grace=0.01)
-    with pytest.raises(EngineDied, match="closed"):
+    with pytest.raises(EngineClosed, match="closed"):
         await the_rest(events)
 
 

@@ -17,7 +17,7 @@ from arriero.engine.process.frames import Channel, pack
 from arriero.engine.process.messages import Abort, Ask, Beat, Close, Failed, News, Order, Progress, Ready
 from arriero.engine.process.spawned import spawn
 from arriero.engine.stream import Stream
-from arriero.errors import EngineDied, ModelLoadError
+from arriero.errors import EngineClosed, EngineDied, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Launched:
     ) -> AsyncGenerator[list[Any], None]:
         """What happens to a request, as `Engine.generate`; closing the iterator aborts it."""
         if self._error:
-            raise EngineDied(str(self._error))
+            raise _as_death(self._error)
         number = next(self._numbers)
         streamed = True
         if isinstance(request, GenerationRequest) and not request.streamed:
@@ -114,7 +114,7 @@ class Launched:
         """Have it end by itself, or end it if it does not; returns when it is gone."""
         if self.ended.is_set():
             return
-        self._error = self._error or EngineDied("The engine was closed.")
+        self._error = self._error or EngineClosed()
         self._channel.send(Close())
         try:
             async with asyncio.timeout(_LAST_MOMENTS):
@@ -179,7 +179,7 @@ class Launched:
             self._ready.set_exception(self._error)
             self._ready.exception()  # who launched it may have been cancelled
         for stream in self._streams.values():
-            stream.fail(self._error if isinstance(self._error, EngineDied) else EngineDied(str(self._error)))
+            stream.fail(_as_death(self._error))
         self._streams.clear()
         self._settle()
         self.ended.set()
@@ -218,3 +218,8 @@ class Launched:
     def _progress(self) -> tuple[tuple[int, ...], float]:
         stats = self.stats
         return (stats.steps, stats.prompt_tokens, stats.generated_tokens), self._processor_seconds
+
+
+def _as_death(error: Exception) -> EngineDied:
+    """What those hear who wait for the child: of an error of each one's own, for a traceback belongs to one."""
+    return type(error)(str(error)) if isinstance(error, EngineDied) else EngineDied(str(error))

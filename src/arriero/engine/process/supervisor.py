@@ -21,7 +21,7 @@ from arriero.core import (
     Token,
 )
 from arriero.engine.process.launched import Launched
-from arriero.errors import ArrieroError, EngineDied, Overloaded
+from arriero.errors import ArrieroError, EngineClosed, EngineDied, Overloaded
 from arriero.machine import proportional_memory
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ RERUNS = 2
 RESTARTS = 8
 """How often in succession the engine is started again; an engine that lived for a minute begins anew."""
 _REASONS: dict[EngineState, str] = {
-    "closed": "The engine is closed.",
     "failed": "The engine failed, and starting it again did not help.",
 }
 _LONG_LIFE = 60.0
@@ -193,6 +192,8 @@ class ProcessEngine:
             raise Overloaded(
                 "The model's engine died and is being started again; try again later.", retry_after=self._patience
             ) from None
+        if self._state == "closed":
+            raise EngineClosed("The engine is closed.")
         if self._state != "ready" or self._child is None:
             raise EngineDied(_REASONS.get(self._state, "The engine is not started."))
         return self._child
