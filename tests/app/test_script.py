@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from arriero.app import load
 from arriero.app.script import byte_tokenizer, read_script
+from arriero.config import Settings
 from arriero.errors import ConfigError
 
 Serve = Callable[..., Awaitable[Any]]
@@ -84,3 +86,27 @@ def test_a_script_that_makes_no_sense_is_refused(tmp_path: Path, source: str, co
 def test_a_script_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         read_script(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": {"a": "b"}}, "--lora is a"),
+        ({"lora_model": "b", "model": "c"}, "MODEL is c"),
+        ({"base_model": "c"}, "MODEL is c"),
+        ({"tokenizer_path": "b"}, "--tokenizer-path is b"),
+        ({"trust_remote_code": True}, "--trust-remote-code is on"),
+        ({"weights": "int8"}, "--weights is int8"),
+        ({"load_in_8bit": True}, "--weights is int8"),
+        ({"gpus": "0"}, "--gpus is 0"),
+    ],
+)
+def test_what_only_a_model_can_honour_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(Settings(engine="scripted", **settings))
+
+
+@pytest.mark.parametrize("settings", [{"script": "replies.json"}, {"pace": 2.0}])
+def test_what_only_the_scripted_engine_can_honour_is_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(settings))} is for --engine scripted"):
+        load(Settings(**settings))

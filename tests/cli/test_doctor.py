@@ -274,6 +274,7 @@ def test_names_that_mean_nothing(settings, tmp_path):
     script.write_text("[{}]")
     assert "needs 'reply'" in only(models.check_models(settings(engine="scripted", script=script))).found
     assert wrong(models.check_models(settings(engine="scripted"))) == []
+    assert "--lora is a" in only(models.check_models(settings(engine="scripted", lora={"a": "b"}))).found
 
 
 def test_every_table_of_models_is_looked_at(settings, tiny):

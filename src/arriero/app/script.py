@@ -20,6 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from arriero import __version__
+from arriero.config_description import flag
 from arriero.engine.local import LocalEngine
 from arriero.errors import ConfigError
 from arriero.models.card import ModelCard, decoder_tasks
@@ -57,8 +58,9 @@ class Rule:
 def scripted_model(settings: Settings) -> ServedModel:
     """A model that replies from `settings.script`, or with the last user message, or with the whole prompt.
 
-    Its tokens are bytes. Raises `ConfigError` for a script that cannot be read.
+    Its tokens are bytes. Raises `ConfigError` for a script that cannot be read, and for settings as `check_settings`.
     """
+    check_settings(settings)
     rules = read_script(settings.script) if settings.script else []
     tokenizer = byte_tokenizer()
     context = settings.context or CONTEXT
@@ -112,6 +114,18 @@ def scripted_model(settings: Settings) -> ServedModel:
         vectors=Vectors(width=WIDTH, normalise=True),
         fingerprint=f"fp_{NAME}_{hashlib.sha256(repr((__version__, rules)).encode()).hexdigest()[:10]}",
     )
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise `ConfigError` that names a setting, in plain words, that only an engine with a model can honour."""
+    for name in ("model", "lora_model", "tokenizer_path", "lora", "trust_remote_code"):
+        if value := getattr(settings, name):
+            given = value if isinstance(value, str | Path) else ",".join(value) if isinstance(value, dict) else "on"
+            raise ConfigError(f"--engine scripted computes no model, but {flag(name)} is {given}")
+    if settings.weights != "auto":
+        raise ConfigError(f"--engine scripted has no weights, but --weights is {settings.weights}")
+    if settings.gpus not in (None, "none"):
+        raise ConfigError(f"--engine scripted uses the CPU, but --gpus is {settings.gpus}")
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -70,8 +70,12 @@ def _check(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_script(settings: Settings) -> Finding:
-    from arriero.app.script import read_script
+    from arriero.app.script import check_settings, read_script
 
+    try:
+        check_settings(settings)
+    except ConfigError as error:
+        return fail("model", str(error), command("arriero", "serve", "--help"))
     try:
         rules = read_script(settings.script) if settings.script else []
     except ConfigError as error:
