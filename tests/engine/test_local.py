@@ -12,7 +12,15 @@ import pytest
 from arriero.compute import Row
 from arriero.core import Beams, EngineStats, Finished, GenerationRequest, Logprob, PromptScored, Sampling, Token
 from arriero.engine.local import LocalEngine
-from arriero.errors import ContextOverflow, EngineClosed, EngineDied, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
+from arriero.errors import (
+    ContextOverflow,
+    EngineClosed,
+    EngineDied,
+    InvalidRequest,
+    ModelLoadError,
+    Overloaded,
+    UnknownModel,
+)
 from arriero.runners.scripted import ScriptedRunner
 
 END = 0
