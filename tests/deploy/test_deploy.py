@@ -34,7 +34,7 @@ def samples() -> dict[str, set[str]]:
         num_running=0,
         lag=0,
         num_tasks=1,
-        models=[ModelState(name="a", state="ready", stats=stats)],
+        models=[ModelState(name="a", state="ready", stats=stats, num_bytes=1)],
         upstreams=[UpstreamState(model="b", server="c", circuit="closed", running=0, requests=0, failures=0)],
     )
     metrics = Metrics(lambda: state)

@@ -77,7 +77,10 @@ def test_models_that_are_not_there_are_one_label() -> None:
 
 def test_how_the_server_and_its_engines_are() -> None:
     stats = EngineStats(waiting=1, running=2, num_slots=3, steps=4, prompt_tokens=5, generated_tokens=6, kept_tokens=7)
-    samples = shown(metrics(ModelState(name="a", state="ready", stats=stats), ModelState(name="b", state="failed")))
+    ready = ModelState(name="a", state="ready", stats=stats, num_bytes=2**30)
+    samples = shown(metrics(ready, ModelState(name="b", state="failed")))
+    assert samples["arriero_model_memory_bytes", ("a",)] == 2**30
+    assert ("arriero_model_memory_bytes", ("b",)) not in samples
     assert samples["arriero_ready", ()] == 1
     assert samples["arriero_requests_running", ()] == 2
     assert samples["arriero_event_loop_lag_seconds", ()] == 0.25

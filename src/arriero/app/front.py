@@ -98,11 +98,12 @@ class Front:
 def _state(entry: Entry) -> ModelState:
     """How a model is; its adapters are part of it."""
     state = {"restarting": "loading", "unloading": "unloaded"}.get(entry.state, entry.state)
+    num_bytes = None if entry.is_fixed else entry.num_bytes if entry.takes_memory else 0
     try:
         stats = entry.model.engine.stats() if entry.model else EngineStats()
     except EngineDied:
-        return ModelState(name=entry.name, state="failed")
-    return ModelState(name=entry.name, state=state, stats=stats)
+        return ModelState(name=entry.name, state="failed", num_bytes=num_bytes)
+    return ModelState(name=entry.name, state=state, stats=stats, num_bytes=num_bytes)
 
 
 def _upstream_states(upstream: Upstream) -> Iterator[UpstreamState]:

@@ -97,6 +97,8 @@ class ModelState:
     state: str
     """One of `STATES`."""
     stats: EngineStats = field(default_factory=EngineStats)
+    num_bytes: int | None = None
+    """That it takes; None where nobody measures it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,11 +237,16 @@ def _server(server: ServerState) -> Iterator[Metric]:
     build.add_metric([__version__], 1)
     yield build
     states = GaugeMetricFamily("arriero_model_state", "1 for the state that a model is in.", labels=["model", "state"])
+    memory = GaugeMetricFamily(
+        "arriero_model_memory_bytes", "Memory that a model of several takes, as last measured.", labels=["model"]
+    )
     models = list(server.models)
     for model in models:
         for state in STATES:
             states.add_metric([model.name, state], float(state == model.state))
-    yield states
+        if model.num_bytes is not None:
+            memory.add_metric([model.name], model.num_bytes)
+    yield from (states, memory)
     families: dict[str, Metric] = {key: _counter(*named, ["model"]) for key, named in _ENGINE_COUNTERS.items()}
     for key, (name, help) in _ENGINE_GAUGES.items():
         families[key] = GaugeMetricFamily(f"arriero_{name}", help, labels=["model"])
