@@ -175,6 +175,10 @@ async def test_a_model_that_cannot_be_loaded_is_that_model_s_error(tmp_path: Pat
     async with serving(tmp_path, TWO + broken) as (client, _):
         answer = await complete(client, model="broken")
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_load_error")
+        again = await complete(client, model="broken")
+        for text in (answer.text, again.text):
+            assert "'broken' could not be loaded: its files are missing" in text
+            assert "nowhere" not in text
         residence = (await client.get("/admin/models")).json()["data"][2]
         assert (residence["state"], "nowhere" in residence["error"]) == ("failed", True)
         assert (await client.get("/health/live")).status_code == 200
@@ -213,3 +217,15 @@ def test_estimates_are_of_files(tmp_path: Path) -> None:
     assert _estimate(Settings(model=str(directory), cache=cache)) > weights
     assert _estimate(Settings(model=str(tmp_path / "nowhere"), cache=cache)) == 0
     assert _estimate(Settings(engine="scripted")) == 0
+
+
+async def test_a_model_of_another_server_is_neither_loaded_nor_unloaded_here(tmp_path: Path) -> None:
+    text = TWO + '\n[[models]]\nname = "far/*"\nupstream = "http://127.0.0.1:1/v1"\n'
+    async with serving(tmp_path, text) as (client, _):
+        for word in ("load", "unload"):
+            answer = await client.post(f"/admin/models/far/one/{word}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, f"not_{word}able")
+            assert "computed by another server" in answer.json()["error"]["message"]
+        assert (await client.post("/admin/models/near/load")).status_code == 404
+        shown = (await client.get("/metrics")).text
+        assert 'arriero_model_memory_bytes{model="one"} 0.0' in shown

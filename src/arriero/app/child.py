@@ -58,7 +58,9 @@ async def _open_in_child(
         if listener:
             listener(done, total)
 
-    engine = ProcessEngine(COMMAND, _order(settings), on_progress=on_progress)
+    order = _order(settings)
+    name = order.model_name or order.model or "the default model"
+    engine = ProcessEngine(COMMAND, order, name=name, on_progress=on_progress)
     try:
         await engine.start()
         model = unpickled(engine.about, engine, await asyncio.gather(*tokenizers))

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from arriero.errors import ConfigError, InvalidRequest, ModelLoadError, Overloaded, UnknownModel
+from arriero.errors import ConfigError, InvalidRequest, ModelLoadError, Overloaded, UnknownModel, UnsupportedModel
 from arriero.pool.entry import Entry
 from arriero.pool.residency import Resident, to_evict
 from arriero.pool.served import ServedModel
@@ -123,6 +123,16 @@ class Pool:
             found = self._prefixes[max(fitting, key=len)]
         return found
 
+    def _find_here(self, name: str, code: str) -> tuple[Entry, str]:
+        """As `_find`; raises `InvalidRequest` with this code for a model that another server answers for."""
+        if self.find_upstream(name):
+            raise InvalidRequest(
+                f"The model '{name}' is computed by another server, and can neither be loaded nor unloaded here.",
+                param="model",
+                code=code,
+            )
+        return self._find(name)
+
     # Models
 
     async def get(self, name: str) -> ServedModel:
@@ -131,12 +141,15 @@ class Pool:
         Raises:
             UnknownModel: there is none of that name.
             Overloaded: it is still loading, or there is no room for it as long as others are in use.
-            ModelLoadError: it cannot be loaded; or what else its loading raises.
+            ModelLoadError: it cannot be loaded; in words for callers, who have no business with this server's files.
         """
         entry, own = self._find(name)
         if not entry.is_fixed:
             if not self._is_there(entry):
-                await self._wait(entry, self._patience)
+                try:
+                    await self._wait(entry, self._patience)
+                except (ModelLoadError, ConfigError) as error:
+                    raise _for_callers(entry, error) from error
             entry.hold()
         model = entry.named(own)
         if model is None:
@@ -144,15 +157,15 @@ class Pool:
         return model
 
     async def load(self, name: str) -> Entry:
-        """Bring a model into memory; errors as `get`."""
-        entry, _ = self._find(name)
+        """Bring a model into memory; raises what loading raises, and `InvalidRequest` for another server's."""
+        entry, _ = self._find_here(name, "not_loadable")
         if not entry.is_fixed:
             await self._wait(entry, self._patience)
         return entry
 
     async def unload(self, name: str) -> Entry:
         """Take a model out of memory, once its requests are answered; raises `UnknownModel`, or `InvalidRequest`."""
-        entry, own = self._find(name)
+        entry, own = self._find_here(name, "not_unloadable")
         if entry.is_fixed:
             raise InvalidRequest(f"The model '{own}' is in memory for good.", param="model", code="not_unloadable")
         with contextlib.suppress(Exception):  # whoever asked for it to be loaded hears of that
@@ -299,3 +312,16 @@ class Pool:
         if names is None:
             logger.warning("The models in use take more than --memory-budget")
         await self._evict(names or ())
+
+
+def _for_callers(entry: Entry, error: Exception) -> Exception:
+    """Why a model cannot be loaded, without the paths that what was raised by its loading may name."""
+    if error is not entry.error:
+        return error
+    kinds = {
+        UnsupportedModel: "this server does not compute models of its kind",
+        ModelLoadError: "its files are missing or damaged",
+        ConfigError: "it does not fit its settings",
+    }
+    kind = next(each for each in kinds if isinstance(error, each))
+    return kind(f"The model '{entry.name}' could not be loaded: {kinds[kind]}. The server's log says more.")

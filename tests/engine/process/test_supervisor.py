@@ -123,7 +123,8 @@ async def test_a_request_that_kills_every_engine_is_given_up(start, monkeypatch,
         await answer(engine, ask((DIE,)))
     assert tokens(await answer(engine, ask())) == [5, 6, 7]
     assert engine.stats().restarts == supervisor.RERUNS + 1
-    assert "ended by SIGKILL" in caplog.text
+    assert "of the model ended by SIGKILL" in caplog.text
+    assert "The engine of the model is started again" in caplog.text
     assert "is run again" in caplog.text
 
 

@@ -36,14 +36,17 @@ class Launched:
         on_progress: Callable[[Any], None],
         on_end: Callable[[], None],
         *,
+        name: str,
         silence: float,
         standstill: float,
     ) -> None:
-        """`on_progress` hears what the child tells while it opens its engine, `on_end` once that it is gone.
+        """`on_progress` hears what the child tells while it opens its engine, `on_end` once that it is gone. `name` is
+        what the log calls its model.
 
         It is taken for frozen after `silence` seconds without a sign of life, or `standstill` seconds in which it
         neither gets on nor computes while requests wait for it. Only seconds in which this process runs count.
         """
+        self._name = name
         self._on_end = on_end
         self._on_progress = on_progress
         self._silence = silence
@@ -126,7 +129,7 @@ class Launched:
     def kill(self, reason: str) -> None:
         """End it at once; `reason` goes to the log."""
         if not self.ended.is_set():
-            logger.error("The engine's process %d is ended. %s", self.pid, reason)
+            logger.error("Process %d of %s is ended. %s", self.pid, self._name, reason)
             self._error = self._error or EngineDied(_DEATH)
             self._end_process()
 
@@ -173,7 +176,7 @@ class Launched:
         self._watch.cancel()
         if self._error is None:
             how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            logger.error("The engine's process %d ended %s.", self.pid, how)
+            logger.error("Process %d of %s ended %s.", self.pid, self._name, how)
             self._error = EngineDied(_DEATH)
         if not self._ready.done():
             self._ready.set_exception(self._error)

@@ -54,6 +54,7 @@ class ProcessEngine:
         command: Sequence[str],
         order: Any,
         *,
+        name: str = "the model",
         on_progress: Callable[[Any], None] | None = None,
         patience: float = 30.0,
         silence: float = 10.0,
@@ -61,12 +62,13 @@ class ProcessEngine:
     ) -> None:
         """`command` starts a process that calls `arriero.engine.process.child.run`; `order` says what it is to open.
 
-        `on_progress` hears what is told while it opens. Requests wait up to `patience` seconds for an engine that is
-        being started again. `silence` and `standstill` are the seconds after which a child is taken for frozen; see
-        `Launched`.
+        `name` is what the log calls its model. `on_progress` hears what is told while it opens. Requests wait up to
+        `patience` seconds for an engine that is being started again. `silence` and `standstill` are the seconds after
+        which a child is taken for frozen; see `Launched`.
         """
         self._command = command
         self._order = order
+        self._name = name
         self._on_progress = on_progress or (lambda _: None)
         self._patience = patience
         self._frozen = {"silence": silence, "standstill": standstill}
@@ -201,7 +203,7 @@ class ProcessEngine:
     # Its children
 
     async def _launch(self) -> None:
-        self._child = Launched(self._on_progress, self._mourn, **self._frozen)
+        self._child = Launched(self._on_progress, self._mourn, name=self._name, **self._frozen)
         ready = await self._child.launch(self._command, self._order)
         self.about, self._context, self._source_context = ready.about, ready.context, ready.source_context
         self._set("ready")
@@ -219,19 +221,20 @@ class ProcessEngine:
             assert self._child
             await self._child.ended.wait()
             num_deaths = 1 if time() - born > _LONG_LIFE else num_deaths + 1
-            self._past = replace(self.stats(), restarts=self._past.restarts + 1)
+            restarts = self._past.restarts + 1
+            self._past = replace(self.stats(), restarts=restarts)
             delay = pause(num_deaths)
-            logger.warning("The engine is started again in %.1f s, for the %d. time.", delay, self._past.restarts)
+            logger.warning("The engine of %s is started again in %.1f s (restart %d).", self._name, delay, restarts)
             await asyncio.sleep(delay)
             born = time()
             try:
                 await self._launch()
             except ArrieroError as error:
-                logger.error("The engine could not be started again: %s", error)
+                logger.error("The engine of %s could not be started again: %s", self._name, error)
             else:
-                logger.info("The engine is at work again.")
+                logger.info("The engine of %s is at work again.", self._name)
                 born = time()
-        logger.error("The engine died %d times in succession and is not started again.", num_deaths)
+        logger.error("The engine of %s died %d times in succession and is not started again.", self._name, num_deaths)
         self._set("failed")
 
     async def _stop(self, state: EngineState) -> None:
