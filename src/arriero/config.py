@@ -7,6 +7,7 @@ The limits of requests are `COMPLETION_MAX_...` in the environment, as LangPort 
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,6 +42,24 @@ def _check_path(value: object) -> object:
     return value
 
 
+def _check_name(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("not a name")
+    return name
+
+
+def _check_key(key: str) -> str:
+    if not key.isprintable() or key != key.strip():  # no header could bring it
+        raise ValueError("not a key")
+    return key
+
+
+def _check_networks(text: str) -> str:
+    for each in text.split(",") if text != "*" else ():
+        ip_network(each)  # with bits beyond its mask it would be no network's name
+    return text
+
+
 FilePath = Annotated[Path, BeforeValidator(_check_path), AfterValidator(Path.expanduser)]
 
 
@@ -63,7 +82,7 @@ class Settings(BaseModel):
         "Catalog name, GGUF file, Hugging Face directory or hub id (org/name); left out: the catalog's default.",
         min_length=1,
     )
-    model_name: str | None = _setting(
+    model_name: Annotated[str, AfterValidator(_check_name)] | None = _setting(
         "Model", None, "Id that the API shows; left out: the catalog name or the file's name.", min_length=1
     )
     base_model: str | None = _setting("Model", None, "The same as MODEL, to be given instead of it.", min_length=1)
@@ -127,12 +146,12 @@ class Settings(BaseModel):
         pattern=r"^(\*|\w+://[^\s,/]+(,\w+://[^\s,/]+)*)$",
         examples=["https://chat.example.com", "*"],
     )
-    trusted_proxies: str | None = _setting(
+    trusted_proxies: Annotated[str, AfterValidator(_check_networks)] | None = _setting(
         "Server",
         None,
         "Addresses and networks, with commas between them, whose X-Forwarded-For and -Proto count.",
-        pattern=r"^[\w.:/*]+(,[\w.:/*]+)*$",
-        examples=["127.0.0.1,10.0.0.0/8"],
+        min_length=1,
+        examples=["127.0.0.1,10.0.0.0/8", "*"],
     )
     head_timeout: float = _setting(
         "Server", 15.0, "Seconds in which the head of a request has to come.", ge=0.1, le=86_400
@@ -156,7 +175,7 @@ class Settings(BaseModel):
     )
     body_limit: ByteSize = _setting("Server", ByteSize(16 * 2**20), "Largest request body.", ge=1024, le=2**40)
 
-    api_key: str | None = _setting(
+    api_key: Annotated[str, AfterValidator(_check_key)] | None = _setting(
         "Access",
         None,
         "A key that every request must have, and that may do everything; better set in the environment.",

@@ -63,9 +63,11 @@ def expected(field: FieldInfo) -> str:
         return f"{noun} from {bounds[0]} to {bounds[1]}"
     if field.examples:
         return ("pairs" if kind(field) is dict else "a text") + " such as " + " or ".join(field.examples)
-    return {ByteSize: "a size such as 16MiB, at least 1KiB", Path: "a path", str: "a text that is not empty"}[
-        kind(field)
-    ]
+    return {
+        ByteSize: "a size such as 16MiB, at least 1KiB",
+        Path: "a path",
+        str: "a text that is not empty, of printable characters",
+    }[kind(field)]
 
 
 def default(field: FieldInfo) -> str:

@@ -48,7 +48,7 @@ def complaint(name: str, value: object, source: str) -> str:
     field = Settings.model_fields[name]
     hint = suggestion(str(value), choices(field))
     if name == "api_key":  # a secret, even when it is none
-        return f"{source} is not a text of 1 to 256 characters"
+        return f"{source} is not a text of 1 to 256 printable characters without spaces around it"
     return f"{source} is {value!r}, expected {expected(field)}{hint}"
 
 

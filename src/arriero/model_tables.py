@@ -45,7 +45,7 @@ class _Own(BaseModel):
     aliases: tuple[Annotated[str, AfterValidator(_check_alias)], ...] = ()
     default: StrictBool = False
     preload: StrictBool = False
-    ttl: float | None = Field(None, ge=0, le=1e9)
+    ttl: float | None = Field(None, ge=0, le=1e9, strict=True)
     defaults: dict[str, Any] = {}
 
 

@@ -61,6 +61,12 @@ def test_home_and_sizes_are_understood():
         ({"grace": "nan"}, "--grace is 'nan', expected a number from 0 to 86400"),
         ({"weights": "int9"}, "expected one of auto, int8, int4, fp32, bf16, fp16 (did you mean int8?)"),
         ({"gpus": "cuda"}, "--gpus is 'cuda', expected a text such as 0,1 or none"),
+        ({"model_name": " "}, "--model-name is ' ', expected a text that is not empty"),
+        ({"model_name": "a\nb"}, "--model-name is 'a\\nb', expected a text that is not empty, of printable characters"),
+        ({"trusted_proxies": "x,10.0.0.0/8"}, "--trusted-proxies is 'x,10.0.0.0/8', expected a text such as 127.0.0.1"),
+        ({"trusted_proxies": "10.0.0.0/99"}, "--trusted-proxies is '10.0.0.0/99'"),
+        ({"trusted_proxies": "10.0.0.1/8"}, "--trusted-proxies is '10.0.0.1/8'"),
+        ({"api_key": "a\0b"}, "--api-key is not a text of 1 to 256 printable characters"),
         ({"host": ""}, "--host is '', expected a text that is not empty"),
         ({"model": ""}, "MODEL is '', expected a text that is not empty"),
         ({"body_limit": "lots"}, "--body-limit is 'lots', expected a size such as 16MiB, at least 1KiB"),
@@ -164,3 +170,8 @@ def test_tables_stand_in_the_file_alone(tmp_path):
     file = toml(tmp_path, "models = 'sk-secret'")
     with pytest.raises(ConfigError, match=r"'models' in .* is no list of tables: write \[\[models\]\] before each$"):
         config_sources.load({"config": file}, {})
+
+
+@pytest.mark.parametrize("text", ["*", "127.0.0.1", "::1,10.0.0.0/8,fd00::/8"])
+def test_proxies_are_addresses_and_networks(text):
+    assert config_sources.load({"trusted_proxies": text}, {}).trusted_proxies == text

@@ -55,6 +55,7 @@ def test_a_table_is_over_what_holds_for_all(tmp_path):
         ('name = "a"\nslots = 0', ["'slots' in [[models]] 1 (a) is 0", "from 1 to 1024"]),
         ('name = "a"\nslots = true', ["'slots' in [[models]] 1 (a) is True"]),
         ('name = "a"\nweights = "int9"', ["is 'int9'", "did you mean int8?"]),
+        ('name = "a"\nttl = true', ["'ttl' in [[models]] 1 (a) is True", "a number from 0"]),
         ('name = "a"\nttl = -1', ["'ttl' in [[models]] 1 (a) is -1", "a number from 0"]),
         ('name = "a"\npreload = 1', ["'preload'", "true or false"]),
         ('name = "a"\naliases = "b"', ["'aliases'", "a list of texts"]),
