@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from arriero.errors import ModelLoadError
+from arriero.models import cache as caches
 from arriero.models.cache import converted
 
 
@@ -86,6 +87,7 @@ def test_a_damaged_conversion_is_built_again(damage: str, tmp_path: Path) -> Non
 BUILDER = """
 import sys, time
 from pathlib import Path
+from arriero.models import cache as caches
 from arriero.models.cache import converted
 
 cache, key, seconds, limit = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
@@ -197,3 +199,12 @@ def test_conversions_in_use_are_not_pruned(tmp_path: Path, start: Callable[..., 
     other = converted(tmp_path, {"key": "other"}, write("a"), limit=0)
     assert names(tmp_path) == {mine.name, other.name}
     assert len(list((tmp_path / "converted").glob("*.use"))) == 2
+
+
+def test_marks_of_processes_that_are_gone_do_not_pile_up(tmp_path: Path) -> None:
+    path = converted(tmp_path, {"key": "shared"}, write("a"))
+    gone = path.with_name(f"{path.name}.999999.use")
+    gone.touch()
+    caches._in_use.pop(path).release()  # as in a process that has just begun
+    assert converted(tmp_path, {"key": "shared"}, write("a")) == path
+    assert [each.name for each in path.parent.glob("*.use")] == [f"{path.name}.{os.getpid()}.use"]

@@ -175,7 +175,8 @@ def _path(error: ErrorDetails, body: Any) -> tuple[str | int, ...]:
 def _describe(error: ErrorDetails, name: str) -> tuple[str, str]:
     """Message and code of an error that is not about a type."""
     limits = error.get("ctx", {})
-    kind = "integer" if isinstance(error["input"], int) else "decimal"
+    bound = next((limits[each] for each in ("ge", "gt", "le") if each in limits), None)
+    kind = "integer" if isinstance(bound, int) else "decimal"  # as the parameter is, whatever was given
     match error["type"]:
         case "missing":
             return f"Missing required parameter: '{name}'.", "missing_required_parameter"

@@ -145,7 +145,7 @@ def _announce(pool: Pool, settings: config.Settings, url: str, *, keyed: bool) -
     through = f"--unix-socket {shlex.quote(str(settings.unix_socket))} " if settings.unix_socket else ""
     where = f" through {settings.unix_socket}" if settings.unix_socket else ""
     names = ", ".join([each.name for each in pool.entries] + [each.name for each in pool.upstreams])
-    print(f"Serving {names} at {url}/v1{where} (documentation at {url}/docs)")
+    print(f"Serving {names} at {url}/v1{where}{'' if keyed else f' (documentation at {url}/docs)'}")
     key = ' -H "Authorization: Bearer $ARRIERO_API_KEY"' if keyed else ""
     if not pool.entries:
         print(f"curl {through}{url}/v1/models{key}", flush=True)

@@ -124,6 +124,7 @@ def _take_into_use(target: Path) -> None:
     """Mark as used now, and by this process; the caller holds the conversion's lock."""
     os.utime(target)
     if target not in _in_use:
+        _is_used(target.parent, target.name)  # forgets those that are gone
         lock = FileLock(target.with_name(f"{target.name}.{os.getpid()}.use"))
         lock.acquire()
         _in_use[target] = lock
@@ -157,11 +158,14 @@ def _remove(directory: Path, key: str, path: Path) -> bool:
 
 
 def _is_used(directory: Path, key: str) -> bool:
+    """Whether a process uses it; what ended ones left is removed. The caller holds the conversion's lock."""
+    used = False
     for use in directory.glob(f"{key}.*.use"):
         try:
             with FileLock(use, timeout=0):
                 pass
         except Timeout:
-            return True
-        use.unlink(missing_ok=True)  # nobody can take it meanwhile: that needs the conversion's lock
-    return False
+            used = True
+        else:
+            use.unlink(missing_ok=True)  # nobody can take it meanwhile: that needs the conversion's lock
+    return used
