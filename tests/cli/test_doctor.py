@@ -96,6 +96,15 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it():
     assert finished.stderr.endswith(f"{installation.pip('typer')}\n")
 
 
+def test_it_takes_the_flags_of_serve(call, monkeypatch, tmp_path):
+    monkeypatch.setattr("arriero.cli.doctor.command._OF_INSTALLATION", ())
+    flags = ("--engine", "scripted", "--lora", "a=b", "--store", str(tmp_path / "kept.db"), "--port", "0", "--json")
+    findings = json.loads(call("doctor", *flags, ARRIERO_CACHE=str(tmp_path)).stdout)["findings"]
+    found = {each["check"]: each["found"] for each in findings}
+    assert found["model"] == "--engine scripted computes no model, but --lora is a"
+    assert found["store"].startswith(str(tmp_path / "kept.db"))
+
+
 # The installation
 
 
@@ -382,6 +391,8 @@ def test_a_certificate_that_is_none(settings, tmp_path):
     assert (finding.check, finding.status) == ("tls", "fail")
     finding = only(address.check_address(settings(port=0, tls_certificate=file)))
     assert finding.found == "--tls-certificate and --tls-key go together"
+    assert only(address.check_address(settings(port=0, tls_key=file))).mend == finding.mend
+    assert finding.mend == "arriero serve --tls-certificate cert.pem --tls-key key.pem"
 
 
 def test_socket_files(settings, tmp_path):
@@ -424,7 +435,7 @@ def test_a_store_that_is_damaged_or_newer(settings, tmp_path):
     file = tmp_path / "arriero.db"
     file.write_bytes(b"this is no database at all" * 100)
     file.chmod(0o600)
-    assert only(store.check_store(settings())).mend == f"mv {file} {file}.damaged"
+    assert only(store.check_store(settings())).mend == "export ARRIERO_STORE=/path/to/arriero.db"
     file.unlink()
     connection = open_database(file)
     connection.execute("PRAGMA user_version = 99")

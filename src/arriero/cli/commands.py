@@ -31,7 +31,7 @@ app = typer.Typer(
 app.command()(with_settings(serve))
 app.command()(chat)
 app.command()(bench)
-app.command()(doctor)
+app.command()(with_settings(doctor))
 app.add_typer(models)
 app.add_typer(keys)
 app.command()(usage)

@@ -21,13 +21,18 @@ _METAVARS = {ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes `**flags` one flag for every setting; those not given arrive as None.
 
+    Parameters of its own come first, and stand for the settings of their names.
     All but switches are texts to typer: a value is checked in one place, wherever it was given.
     """
+    declared = inspect.signature(command, eval_str=True).parameters.values()
+    own = [each for each in declared if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    names = {each.name for each in own}
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, field))
         for name, field in config.in_one_word().items()
+        if name not in names
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
     return command
 
 

@@ -20,6 +20,9 @@ _ROOM = 128
 """Open files beside those of requests: weights, logs, the store, pipes."""
 
 
+_WITH_TLS = command("arriero", "serve", "--tls-certificate", "cert.pem", "--tls-key", "key.pem")
+
+
 def check_address(settings: Settings) -> Iterator[Finding]:
     """The address can be listened on, or somebody who is named listens there."""
     from arriero.cli import listen
@@ -27,9 +30,9 @@ def check_address(settings: Settings) -> Iterator[Finding]:
     try:
         listen.check_tls(settings)
     except ConfigError as error:
-        yield fail(
-            "tls", str(error), command("openssl", "x509", "-in", settings.tls_certificate or "?", "-noout", "-text")
-        )
+        look = command("openssl", "x509", "-in", settings.tls_certificate, "-noout", "-text")
+        both = settings.tls_certificate and settings.tls_key
+        yield fail("tls", str(error), look if both else _WITH_TLS)
     if settings.unix_socket:
         yield _check_file(settings.unix_socket)
         return
@@ -117,7 +120,7 @@ def _check_public(settings: Settings) -> Iterator[Finding]:
             "access",
             f"others may reach {settings.host}, and keys would cross the network in plain text: put a proxy "
             "with HTTPS before it, or give a certificate",
-            command("arriero", "serve", "--tls-certificate", "cert.pem", "--tls-key", "key.pem"),
+            _WITH_TLS,
         )
     else:
         yield ok("access", f"others may reach {settings.host}, and need a key")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arriero.cli.completion import complete_config, complete_model
+from arriero.cli.completion import complete_model
 from arriero.cli.options import Json, ModelOption, one_model
 from arriero.cli.output import harmless, print_json
 from arriero.config_description import variable
@@ -46,33 +46,23 @@ def doctor(
         ),
     ] = None,
     model_option: ModelOption = None,
-    config_file: Annotated[
-        str | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="Configuration that is to be served with.",
-            autocompletion=complete_config,
-        ),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address that is to be listened on.")] = None,
-    port: Annotated[str | None, typer.Option(help="Port that is to be listened on.")] = None,
     url: Annotated[str | None, typer.Option(help="A server that runs, to be looked at as well.")] = None,
-    key: Annotated[
+    api_key: Annotated[
         str | None,
         typer.Option("--api-key", envvar=variable("api_key"), help="Key for that server.", show_default=False),
     ] = None,
     as_json: Json = False,
+    **flags: str | bool | list[str] | None,
 ) -> None:
     """Find what is wrong with an installation, a model, a port or a configuration, and say what mends it.
 
-    Looks at what `arriero serve` with the same variables and file would find, and changes nothing.
+    Looks at what `arriero serve` with the same flags, variables and file would find, and changes nothing.
 
     Exit status 1 when something has to be mended.
     """
-    given = {"model": one_model(model, model_option), "config": config_file, "host": host, "port": port}
+    given = {"model": one_model(model, model_option), **flags}
     findings = []
-    for finding in _findings({name: value for name, value in given.items() if value is not None}, url, key):
+    for finding in _findings({name: value for name, value in given.items() if value not in (None, [])}, url, api_key):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -88,7 +78,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _findings(flags: dict[str, str], url: str | None, key: str | None) -> Iterator[Finding]:
+def _findings(flags: dict[str, Any], url: str | None, key: str | None) -> Iterator[Finding]:
     for name, function in _OF_INSTALLATION:
         yield from _guarded(name, function)
     from arriero.cli.doctor.configuration import read_settings

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from arriero import config
 from arriero.cli.doctor.finding import Finding, command, fail, ok, warn
@@ -18,7 +19,7 @@ _FILES = ("script", "tokenizer_path", "tls_certificate", "tls_key")
 _VARIABLE = re.compile(rf"((?:{PREFIX}|{LANGPORT.upper()})\w+) (?:is|in the environment)\b")
 
 
-def read_settings(flags: Mapping[str, str]) -> tuple[config.Settings | None, Finding]:
+def read_settings(flags: Mapping[str, Any]) -> tuple[config.Settings | None, Finding]:
     """The settings that a server would have that is started with these flags; None where they cannot be read."""
     try:
         settings = load(flags)
@@ -69,7 +70,7 @@ def _check_files(settings: config.Settings, edit: str | None) -> Iterator[Findin
         yield fail("settings", f"{flag(name)} is {path}, which {what}", edit)
 
 
-def _mend(message: str, flags: Mapping[str, str]) -> str | None:
+def _mend(message: str, flags: Mapping[str, Any]) -> str | None:
     if (found := _VARIABLE.match(message)) is not None:
         return f"unset {found[1]}"
     return _edit(Path(flags["config"])) if "config" in flags else None

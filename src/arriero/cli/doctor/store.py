@@ -85,4 +85,8 @@ def _wrong(path: Path, error: sqlite3.Error, aside: str) -> Finding:
         )
     if code == sqlite3.SQLITE_FULL:
         return fail("store", f"the disk of {path} is full", command("df", "-h", path.parent))
+    if code == sqlite3.SQLITE_NOTADB:  # it may be somebody else's, and is not to be moved
+        return fail(
+            "store", f"{path} is no store of Arriero's: {error}", f"export {variable('store')}=/path/to/arriero.db"
+        )
     return fail("store", f"{path} cannot be used: {error}", aside)
