@@ -12,7 +12,6 @@ from arriero.app.engines import Choice, choose_engine, is_encoder
 from arriero.app.pickles import without_pickles
 from arriero.app.served import fingerprint_of, serve_runner
 from arriero.compute import Runner
-from arriero.config_description import flag
 from arriero.errors import ConfigError
 from arriero.machine import physical_cores
 from arriero.models.calibration import calibration
@@ -93,7 +92,7 @@ def _opened(
         return scripted_model(settings)
     for name in ("script", "pace"):
         if getattr(settings, name):
-            raise ConfigError(f"{flag(name)} is for --engine scripted, and the engine is {settings.engine}")
+            raise ConfigError(f"--{name} is for --engine scripted, and the engine is {settings.engine}")
     resolved = resolve(settings.model, settings.cache, on_download, code=settings.trust_remote_code)
     _header = open_gguf(resolved.path) if resolved.path.is_file() else None  # held, so that it is read once
     choice = choose_engine(
