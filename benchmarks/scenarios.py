@@ -197,7 +197,7 @@ def system(repetitions: int, only: set[str] | None) -> Figures:
 STREAMS = 8
 SETTLED = 4.0
 """Seconds after which all streams run evenly."""
-LENGTH = 2.5
+LENGTH = 3.5
 """How many times that long they run if nobody comes among them: while a prompt is read they run longer."""
 
 
