@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -35,6 +36,8 @@ from clock import Clock
 from hub_server import Hub, serving
 from references.vocabularies import unpack
 
+# What runs in a shell's background ignores it, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before anything asks for it: tests know no keys of whoever runs them, and write nobody's usage. Once, though this file
 # may be imported under two names.
 if "arriero-tests-" not in os.environ.get("XDG_DATA_HOME", ""):

@@ -128,23 +128,47 @@ async def test_a_wrong_path_or_method_is_answered_in_kind(
 
 
 async def test_an_engine_that_fails_answers_500(served: Any) -> None:
-    await served.model.engine.close()
+    fail(served)
     for stream in (False, True):
         answer = await served.chat(stream=stream)
         assert answer.status_code == 500
         assert answer.json()["error"]["type"] == "server_error"
+        assert answer.json()["error"]["code"] == "engine_died"
 
 
-async def test_an_engine_that_fails_in_mid_stream_ends_it_with_an_error(serve: Callable[..., Awaitable[Any]]) -> None:
+async def test_an_engine_that_was_closed_answers_503(served: Any) -> None:
+    await served.model.engine.close()
+    for stream in (False, True):
+        answer = await served.chat(stream=stream)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+
+
+def fail(served: Any) -> None:
+    """Have the engine's next step go wrong."""
+
+    def step(rows: object) -> None:
+        raise RuntimeError("no memory")
+
+    served.model.engine._thread._work.runner.step = step
+
+
+@pytest.mark.parametrize("code", ["engine_died", "overloaded"])
+async def test_an_engine_that_ends_in_mid_stream_ends_it_with_an_error(
+    serve: Callable[..., Awaitable[Any]], code: str
+) -> None:
     served = await serve(pace=50.0)
     answering = asyncio.create_task(served.chat("x" * 1000, stream=True))
     await served.until(lambda stats: stats.generated_tokens > 3)
-    await served.model.engine.close()
+    if code == "engine_died":
+        fail(served)
+    else:
+        await served.model.engine.close()
     answer = await answering
     assert answer.status_code == 200
     *_, last, rest = answer.text.split("\n\n")
     assert rest == ""
-    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_died"
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
 
 
 async def test_a_bug_is_answered_in_kind(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
