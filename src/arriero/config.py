@@ -42,7 +42,8 @@ def _check_path(value: object) -> object:
     return value
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name of a model as it is; raises `ValueError` where nobody could read it."""
     if not name.strip() or not name.isprintable():
         raise ValueError("not a name")
     return name
@@ -82,7 +83,7 @@ class Settings(BaseModel):
         "Catalog name, GGUF file, Hugging Face directory or hub id (org/name); left out: the catalog's default.",
         min_length=1,
     )
-    model_name: Annotated[str, AfterValidator(_check_name)] | None = _setting(
+    model_name: Annotated[str, AfterValidator(check_name)] | None = _setting(
         "Model", None, "Id that the API shows; left out: the catalog name or the file's name.", min_length=1
     )
     base_model: str | None = _setting("Model", None, "The same as MODEL, to be given instead of it.", min_length=1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from arriero.config import Settings
+from arriero.config import Settings, check_name
 from arriero.config_description import flag, group
 from arriero.config_sources import complaint, suggestion
 from arriero.errors import ConfigError
@@ -25,9 +25,9 @@ PER_MODEL = frozenset(
 
 
 def _check_name(name: str) -> str:
-    if not name.strip() or not name.isprintable() or "*" in name:
+    if "*" in name:
         raise ValueError("not a name")
-    return name
+    return check_name(name)
 
 
 def _check_alias(alias: str) -> str:

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arriero import config_sources
-from arriero.cli.options import Json, Store
+from arriero.cli.options import Json, Store, open_store
 from arriero.cli.output import print_json, print_table
-from arriero.errors import ConfigError, StoreError
+from arriero.errors import ConfigError
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from arriero.store.keys import Key
 
 keys = typer.Typer(
@@ -139,16 +136,6 @@ def rotate(key: Word, as_json: Json = False, store: Store = None) -> None:
         found = stored.find(connection, key)
         text = stored.rotate(connection, found)
     _print_secret(found, text, as_json)
-
-
-def open_store(store: str | None, *, create: bool = False) -> sqlite3.Connection:
-    """The store that is meant; raises `StoreError` where there is none yet and none is to be made."""
-    from arriero.store.database import open_database
-
-    path = config_sources.load({} if store is None else {"store": store}).store
-    if not create and not path.exists():
-        raise StoreError(f"there is no store {path}: it is made with the first key, or with the first use of a server")
-    return open_database(path)
 
 
 def _print_secret(key: Key, text: str, as_json: bool) -> None:

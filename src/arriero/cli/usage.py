@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from arriero.cli.options import Store
+from arriero.cli.options import Store, open_store
 from arriero.cli.output import print_json, print_table
 from arriero.errors import ConfigError
 
@@ -30,7 +30,6 @@ def usage(
     store: Store = None,
 ) -> None:
     """Show what was used: requests, tokens and seconds, by day, key, model and endpoint."""
-    from arriero.cli.keys import open_store
     from arriero.store.keys import every, find
     from arriero.store.usage import NAMES, Place, query
 

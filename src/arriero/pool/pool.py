@@ -65,7 +65,7 @@ class Pool:
                 self._add(alias, entry, entry.name)
         for upstream in self.upstreams:
             if upstream.name in self._names:
-                raise ConfigError(f"two models have the name or alias '{upstream.name}'")
+                raise _taken(upstream.name)
         self._moves: dict[Entry, asyncio.Task[None]] = {}
         self._admission = asyncio.Lock()
         self._ticking: asyncio.Task[None] | None = None
@@ -75,7 +75,7 @@ class Pool:
     def _add(self, name: str, entry: Entry, own: str) -> None:
         names, key = (self._prefixes, name[:-1]) if name.endswith("*") else (self._names, name)
         if key in names:
-            raise ConfigError(f"two models have the name or alias '{name}'")
+            raise _taken(name)
         names[key] = entry, own
 
     # Names
@@ -312,6 +312,10 @@ class Pool:
         if names is None:
             logger.warning("The models in use take more than --memory-budget")
         await self._evict(names or ())
+
+
+def _taken(name: str) -> ConfigError:
+    return ConfigError(f"two models have the name or alias '{name}'")
 
 
 def _for_callers(entry: Entry, error: Exception) -> Exception:

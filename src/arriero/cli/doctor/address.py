@@ -18,8 +18,6 @@ from arriero.errors import ArrieroError, ConfigError
 
 _ROOM = 128
 """Open files beside those of requests: weights, logs, the store, pipes."""
-
-
 _WITH_TLS = command("arriero", "serve", "--tls-certificate", "cert.pem", "--tls-key", "key.pem")
 
 
@@ -30,9 +28,11 @@ def check_address(settings: Settings) -> Iterator[Finding]:
     try:
         listen.check_tls(settings)
     except ConfigError as error:
-        look = command("openssl", "x509", "-in", settings.tls_certificate, "-noout", "-text")
-        both = settings.tls_certificate and settings.tls_key
-        yield fail("tls", str(error), look if both else _WITH_TLS)
+        if settings.tls_certificate and settings.tls_key:
+            mend = command("openssl", "x509", "-in", settings.tls_certificate, "-noout", "-text")
+        else:
+            mend = _WITH_TLS
+        yield fail("tls", str(error), mend)
     if settings.unix_socket:
         yield _check_file(settings.unix_socket)
         return
