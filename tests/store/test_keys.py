@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_a_key_comes_back_as_it_was_stored(store: sqlite3.Connection) -> None:
     assert keys.find(store, "alice") == keys.find(store, key.id) == key
     assert key.hash == keys.hash_of(text.encode())
     assert keys.id_of(text.encode()) == key.id
+
+
+def test_keys_of_one_second_come_in_the_order_they_were_made_in(store: sqlite3.Connection) -> None:
+    names = [f"key {number}" for number in range(20)]
+    for name in names:
+        keys.insert(store, replace(keys.new_key(name)[0], created=1))
+    assert [key.name for key in keys.every(store)] == names
 
 
 def test_no_key_is_in_the_file(tmp_path: Path) -> None:

@@ -81,8 +81,9 @@ def insert(connection: sqlite3.Connection, key: Key) -> None:
 
 
 def every(connection: sqlite3.Connection) -> list[Key]:
-    """All keys, the oldest first, revoked ones too."""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY created, id").fetchall()
+    """All keys in the order they were made in, revoked ones too."""
+    # Not by `created`: keys made within a second would come in the order of their random ids.
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY rowid").fetchall()
     return [_key(row) for row in rows]
 
 
