@@ -91,7 +91,9 @@ class UpstreamTable(_WithKey):
     ask_usage: bool = Field(
         True, description="Ask for usage at the end of streams, for the accounts; off for servers that do not know it."
     )
-    rewrite_answers: bool = Field(False, description="Tell the caller's name for the model in answers.")
+    rewrite_answers: bool = Field(
+        False, description="Tell the caller's name for the model in answers, not the server's."
+    )
     answer_limit: ByteSize = Field(
         ByteSize(256 * 2**20), description="Largest answer that is not streamed.", ge=1024, le=2**40
     )

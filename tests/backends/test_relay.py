@@ -166,17 +166,20 @@ async def test_a_model_has_another_name_there(faulty: StartFaulty, gateway: Star
     assert front.meters[1].prompt_tokens == 5
 
 
-async def test_names_in_streams_change_when_asked(faulty: StartFaulty, gateway: StartGateway) -> None:
+@pytest.mark.parametrize("told", ["theirs", "m", "theirs-2026-01-01", "/models/theirs.gguf"])
+async def test_names_in_streams_change_when_asked(told: str, faulty: StartFaulty, gateway: StartGateway) -> None:
+    data = b'data: {"model":"%s","choices":[]}\n\n'
+
     async def tells(asked: Asked) -> None:
         asked.begin_events()
-        data = b'data: {"model":"theirs","choices":[]}\n\n'
-        await asked.chunk(data[:15])
-        await asked.chunk(data[15:])
+        theirs = data % told.encode()
+        await asked.chunk(theirs[:15])
+        await asked.chunk(theirs[15:] + theirs)
         await asked.chunk(b"")
 
     server = await faulty(tells)
     front = await gateway({"upstream": server.url, "model": "theirs", "rewrite_answers": True})
-    assert (await front.chat(stream=True)).content == b'data: {"model":"m","choices":[]}\n\n'
+    assert (await front.chat(stream=True)).content == data % b"m" + data % b"m"
 
 
 async def test_usage_is_asked_for_and_shown_to_who_asked(faulty: StartFaulty, gateway: StartGateway) -> None:

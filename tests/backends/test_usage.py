@@ -1,6 +1,7 @@
 """Tokens read from the bytes of answers, however these are cut."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -58,10 +59,55 @@ def test_usage_that_nobody_asked_for_is_taken_out(cuts: list[int]) -> None:
 
 @given(CUTS)
 def test_names_change_where_they_are_names(cuts: list[int]) -> None:
-    out, _, _ = run(STREAM, cuts, rename=Rename("theirs", "ours"))
+    out, _, _ = run(STREAM, cuts, rename=Rename("ours"))
     values = [json.loads(line[6:]) for line in out.decode().split("\n") if line.startswith("data: {")]
     assert {value["model"] for value in values} == {"ours"}
     assert values[3]["choices"] == TEXTS[2]["choices"]
+
+
+def written_by_others(value: Any) -> bytes:
+    return json.dumps(value, indent=2).replace("/", "\\/").encode()
+
+
+@pytest.mark.parametrize("theirs", ["theirs", "/models/a b.gguf", "ours", 'a"b\\', "modèle"])
+@pytest.mark.parametrize(
+    "write", [orjson.dumps, lambda value: json.dumps(value, indent=2).replace("/", "\\/").encode()]
+)
+def test_whatever_name_a_server_tells_is_changed(theirs: str, write: Callable[[Any], bytes]) -> None:
+    value = {
+        "metadata": {"model": "the caller's"},
+        "choices": [{"message": {"content": '"model":"x"'}}],
+        "model": theirs,
+    }
+    assert json.loads(Rename("ours").apply(write(value))) == {**value, "model": "ours"}
+
+
+@pytest.mark.parametrize("field", ["response", "message"])
+def test_the_name_in_an_event_about_the_whole_answer_changes(field: str) -> None:
+    events = [
+        {"type": "first", field: {"model": "theirs", "metadata": {"model": "mine"}}},
+        {"type": "more", "delta": "x"},
+    ]
+    rename = Rename("ours")
+    first, more = (rename.apply(event(each)) for each in events)
+    assert first == event(events[0]).replace(b"theirs", b"ours")
+    assert more == event(events[1])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"error": {"message": "no"}}',
+        b'{"model": ""}',
+        b'{"model": 3, "data": [{"model": "x"}]}',
+        b'["model", {"model": "x"}]',
+        b'{"model": "x"',
+        b'{"model": "\\x"}',
+        b"data: [DONE]\n\n",
+    ],
+)
+def test_what_tells_no_name_passes_as_it_is(data: bytes) -> None:
+    assert Rename("ours").apply(data) == data
 
 
 @given(CUTS)

@@ -94,6 +94,23 @@ async def test_a_pipe_gets_the_answer_and_nothing_else(go_live):
     assert re.fullmatch(r"arriero: http\S+ answered 404: The model 'other' does not exist.*\n", stderr)
 
 
+async def test_what_has_no_effect_is_told_once(go_live, talk, tmp_path):
+    live = go_live()
+    async with talk("--url", live.url) as chat:
+        await chat.read()
+        await chat.say("/set user somebody")
+        await chat.say('/set metadata {"a,b": "c"}')
+        assert await chat.say("hello") == "hello\n(no effect on this server: user, metadata)"
+        assert await chat.say("again") == "again"
+        await chat.say("/set metadata")
+        assert await chat.say("more") == "more\n(no effect on this server: user)"
+        await chat.say("/save talk.json")
+        chat.type("\x04")
+        await chat.end()
+    told = "(no effect on this server: user)\n"
+    assert await piped(live.url, "hi", "--load", str(tmp_path / "talk.json")) == (0, "hi\n", told)
+
+
 async def test_a_conversation_in_a_terminal(go_live, talk, tmp_path):
     file = tmp_path / "talk.json"
     live = go_live(model_name="tiny")

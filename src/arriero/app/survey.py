@@ -61,7 +61,10 @@ class Survey:
 
     @property
     def bound(self) -> float | None:
-        """Tokens a second of one answer that memory allows, since each takes all weights; None: unknown."""
+        """Tokens a second of one answer that memory allows where each step, which takes all weights, writes one.
+
+        None: unknown. Tokens that were guessed and accepted come on top.
+        """
         return self.bandwidth / self.weight_bytes if self.weight_bytes else None
 
 

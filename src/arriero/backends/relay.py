@@ -74,9 +74,7 @@ class _Relay:
         self._meter: Meter = meter_of(scope)
         self._hides_usage = False
         self._told = False
-        upstream = passage.upstream
-        renames = upstream.rewrite_answers and passage.model != passage.own_name
-        self._rename = Rename(passage.own_name, passage.model) if renames else None
+        self._rename = Rename(passage.model) if passage.upstream.rewrite_answers else None
 
     async def run(self, send: Send) -> None:
         passage, meter = self._passage, self._meter

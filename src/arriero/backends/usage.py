@@ -18,6 +18,10 @@ from arriero.core import Meter
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments|delta)"\s*:\s*"(?!")')
 """A piece of an answer that is not empty: with nearly every server one token."""
+_NAME = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")')
+_HOLD_ANSWER = ("response", "message")
+"""Where the first event of a stream of `/v1/responses` and of `/v1/messages` tells the model."""
+_EVENT_DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _NO_USAGE = b',"usage":null}'
@@ -98,15 +102,45 @@ class Body:
 
 
 class Rename:
-    """Puts the name that the caller used for a model where an answer tells the server's own."""
+    """Puts the name that the caller used for a model where an answer tells the server's. One for each answer.
 
-    def __init__(self, theirs: str, ours: str) -> None:
-        self._pattern = re.compile(rb'("model"\s*:\s*)' + re.escape(orjson.dumps(theirs)))
-        self._name = orjson.dumps(ours)
+    Servers tell other names than they were asked for: a dated version's, a file's path. So theirs is read from the
+    answer, and what callers have put into it themselves (`metadata`, arguments of tools) stays as it is.
+    """
+
+    def __init__(self, ours: str) -> None:
+        self._ours = orjson.dumps(ours)
+        self._theirs: bytes | None = None
 
     def apply(self, data: bytes) -> bytes:
-        """JSON or whole events with the other name."""
-        return self._pattern.sub(lambda found: found[1] + self._name, data)
+        """A body in one piece, or whole events, with the other name."""
+        if self._theirs is None:
+            self._theirs = _name_told(data)
+        return data if self._theirs is None else _NAME.sub(self._replaced, data)
+
+    def _replaced(self, found: re.Match[bytes]) -> bytes:
+        return found[1] + self._ours if found[2] == self._theirs else found[0]
+
+
+def _name_told(data: bytes) -> bytes | None:
+    """The JSON string, as it stands there, that names the model in a body or in the first event that names one."""
+    for text in _EVENT_DATA.findall(data) or [data]:
+        if (name := _model_of(text)) is not None:
+            return next((found[2] for found in _NAME.finditer(text) if orjson.loads(found[2]) == name), None)
+    return None
+
+
+def _model_of(text: bytes) -> str | None:
+    if not _NAME.search(text):
+        return None
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    for each in (value, *(value.get(field) for field in _HOLD_ANSWER)) if isinstance(value, dict) else ():
+        if isinstance(each, dict) and isinstance(name := each.get("model"), str) and name:
+            return name
+    return None
 
 
 def read_usage(data: bytes, meter: Meter) -> bool:

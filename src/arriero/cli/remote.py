@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from arriero.backends.upstream import Endpoint, Outgoing
 from arriero.config_description import variable
 from arriero.errors import ArrieroError, ConfigError, UpstreamError
 from arriero.upstream_tables import Address
+from arriero.wire.headers import IGNORED
 
 _LONGEST_ANSWER = 64 * 2**20
 _LONGEST_COMPLAINT = 1000
@@ -32,6 +34,8 @@ class Piece:
     """What the model thought before it answered, where the server tells that apart."""
     finish_reason: str | None = None
     usage: Mapping[str, Any] | None = None
+    ignored: tuple[str, ...] = ()
+    """Parameters of the request that have no effect on this server, where it says so."""
 
 
 class Nobody(UpstreamError):
@@ -105,6 +109,8 @@ class Remote:
         """
         exchange = await self._ask(body)
         try:
+            if ignored := exchange.header(IGNORED.encode()).decode("latin-1"):
+                yield Piece(ignored=tuple(unquote(name) for name in ignored.split(",")))
             if exchange.header(b"content-type").startswith(b"text/event-stream"):
                 async for event in self._events(exchange):
                     yield _piece(event, "delta")

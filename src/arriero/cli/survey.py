@@ -63,7 +63,7 @@ def _lines(served: ServedModel, found: Survey, chosen: Sequence[Setting]) -> lis
         lines.append(f"  {'writing':13} {speed:,.1f} tokens/s, {what}")
     if found.bound is not None:
         lines.append(
-            f"  {'bound':13} {found.bound:,.0f} tokens/s for 1 answer: each token takes "
-            f"{found.weight_bytes / 1e6:,.0f} MB of weights from memory"
+            f"  {'bound':13} {found.bound:,.0f} tokens/s for 1 answer, a token a step: each takes "
+            f"{found.weight_bytes / 1e6:,.0f} MB of weights from memory; guessed tokens come on top"
         )
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -24,6 +25,8 @@ class Answer:
     text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    """Parameters that had no effect, as the server says."""
     stopped: bool = False
     """By whoever asked, with Ctrl-C."""
     failure: str | None = None
@@ -48,6 +51,7 @@ async def ask(remote: Remote, conversation: Conversation, screen: Screen) -> Ans
                 answer.text += piece.text
                 answer.finish_reason = piece.finish_reason or answer.finish_reason
                 answer.usage |= piece.usage or {}
+                answer.ignored += piece.ignored
                 screen.show(piece)
     except asyncio.CancelledError:
         answer.stopped = True
@@ -59,6 +63,11 @@ async def ask(remote: Remote, conversation: Conversation, screen: Screen) -> Ans
         screen.end()
     answer.seconds = time.perf_counter() - started
     return answer
+
+
+def without_effect(names: Sequence[str]) -> str:
+    """Tells which parameters a server ignores."""
+    return f"(no effect on this server: {harmless(', '.join(names))})"
 
 
 class Screen:

@@ -85,7 +85,7 @@ def _answer_pipe(remote: Remote, talk: Conversation, runner: Runner) -> None:
     import os
     import sys
 
-    from arriero.cli.chat.answering import Screen, ask
+    from arriero.cli.chat.answering import Screen, ask, without_effect
     from arriero.errors import ConfigError, UpstreamError
 
     question = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\n")
@@ -97,6 +97,8 @@ def _answer_pipe(remote: Remote, talk: Conversation, runner: Runner) -> None:
     except BrokenPipeError:  # Whoever read has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    if answer.ignored:
+        print(without_effect(answer.ignored), file=sys.stderr)
     if answer.stopped:
         raise typer.Exit(130)
     if answer.failure:

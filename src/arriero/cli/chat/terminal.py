@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 
-from arriero.cli.chat.answering import Answer, Screen, ask
+from arriero.cli.chat.answering import Answer, Screen, ask, without_effect
 from arriero.cli.chat.conversation import Conversation
 from arriero.cli.output import harmless
 from arriero.cli.remote import Remote
@@ -94,6 +94,7 @@ class Terminal:
 
     def _answer(self) -> None:
         answer = self._runner.run(ask(self._remote, self._conversation, self._screen))
+        ignored_before = self._last.ignored if self._last else ()
         self._last = answer
         for name in self._tokens:
             number = answer.usage.get(name)
@@ -106,6 +107,8 @@ class Terminal:
             print("(stopped)")
         elif answer.finish_reason not in ("stop", None):
             print(f"(ended by {answer.finish_reason})")
+        if answer.ignored and answer.ignored != ignored_before:
+            print(without_effect(answer.ignored))
 
     # The commands, each with what follows its name.
 
