@@ -144,7 +144,9 @@ async def _decode(model: ServedModel, rows: int, stats: EngineStats) -> float:
         id=f"decode {rows}",
         prompts=tuple(_prompt(model, length) for _ in range(rows)),
         max_tokens=max(1, answer),
-        sampling=Sampling(temperature=0),
+        min_tokens=max(1, answer),
+        # Drawn: the likeliest text repeats itself before long, and is guessed as nobody's questions are answered.
+        sampling=Sampling(temperature=1),
     )
     begun: set[int] = set()
     num_tokens = num_since = 0

@@ -56,7 +56,7 @@ def _lines(served: ServedModel, found: Survey, chosen: Sequence[Setting]) -> lis
     )
     lines = [f"{served.name} on this machine ({machine})", "", "Chosen for it:"]
     lines += [f"  {each.name:13} {each.value:9} {each.reason}" for each in chosen]
-    lines += ["", "Measured, without HTTP:"]
+    lines += ["", "Measured, without HTTP, at temperature 1:"]
     lines.append(f"  {'reading':13} {found.prefill:,.0f} tokens/s, a prompt of {found.prompt_tokens:,} tokens")
     for rows, speed in found.decode.items():
         what = "1 answer" if rows == 1 else f"{rows} answers at once"
@@ -64,6 +64,6 @@ def _lines(served: ServedModel, found: Survey, chosen: Sequence[Setting]) -> lis
     if found.bound is not None:
         lines.append(
             f"  {'bound':13} {found.bound:,.0f} tokens/s for 1 answer, a token a step: each takes "
-            f"{found.weight_bytes / 1e6:,.0f} MB of weights from memory; guessed tokens come on top"
+            f"{found.weight_bytes / 1e6:,.0f} MB of weights from memory; right guesses come on top"
         )
     return lines

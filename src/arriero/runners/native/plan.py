@@ -52,7 +52,7 @@ class Plan(IntEnum):
     BLOCK_BYTES = 12
     LAYER_BYTES = 13
     COUNTERS = 14
-    """int64: two an operation, a cache line each: parts taken, parts done."""
+    """int64: `COUNTER_BYTES` an operation."""
     SCRATCH = 15
     HIDDEN = 16
     """float32 [tokens, hidden]: the residual stream."""
