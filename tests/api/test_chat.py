@@ -74,7 +74,7 @@ async def test_answers_fit_the_types_of_openai_and_our_own_description(served: A
 
 
 async def test_a_stream_is_the_role_then_the_text_then_the_reason(serve: Serve) -> None:
-    served = await serve(script=[{"reply": "ab"}], pace=20.0)
+    served = await serve(script=[{"reply": "ab"}], pace=5.0)  # What comes at once would be one chunk.
     events = chunks(await served.chat(stream=True))
     assert len({(each["id"], each["created"], each["model"], each["object"]) for each in events}) == 1
     assert events[0]["object"] == "chat.completion.chunk"
@@ -185,7 +185,7 @@ async def test_control_tokens_that_a_user_types_stay_text(served: Any) -> None:
 
 
 async def test_an_emoji_over_four_tokens_arrives_whole(serve: Serve) -> None:
-    served = await serve(script=[{"reply": "🦙é"}], pace=200.0)
+    served = await serve(script=[{"reply": "🦙é"}], pace=20.0)
     events = chunks(await served.chat(stream=True))
     assert [each["choices"][0]["delta"].get("content") for each in events[1:-1]] == ["🦙", "é"]
 

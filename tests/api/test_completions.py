@@ -47,7 +47,7 @@ async def test_answers_fit_the_types_of_openai_and_our_own_description(served: A
 
 
 async def test_a_stream_is_the_text_then_the_reason(serve: Serve) -> None:
-    served = await serve(script=[{"reply": "ab"}], pace=200.0)
+    served = await serve(script=[{"reply": "ab"}], pace=5.0)  # What comes at once would be one chunk.
     events = chunks(await served.complete(stream=True))
     assert len({(each["id"], each["created"], each["model"], each["object"]) for each in events}) == 1
     assert [each["choices"] for each in events] == [

@@ -12,21 +12,21 @@ from arriero.engine.encoder import EncodingEngine
 
 
 async def test_one_request_waits_for_one_of_fifty(guard: Any) -> None:
-    server = await guard(slots=1, pace=500)
+    server = await guard(slots=1, pace=100)
     for name in ("many", "one"):
         server.key(name)
     ended: list[str] = []
 
     async def ask(name: str) -> None:
-        assert (await server.chat(name, "some words", max_tokens=8)).status_code == 200
+        assert (await server.chat(name, "some words", max_tokens=4)).status_code == 200
         ended.append(name)
 
     many = [asyncio.create_task(ask("many")) for _ in range(50)]
     await server.served.until(lambda stats: stats.waiting >= 40)
     before = len(ended)
     await ask("one")
-    # One ran, one more may have ended before the engine saw the request, and one while its answer came back.
-    assert ended.index("one") <= before + 3
+    # One ran, others may have ended before the engine saw the request, and while its answer came back.
+    assert ended.index("one") <= before + 5
     await asyncio.gather(*many)
     assert ended.count("many") == 50
 

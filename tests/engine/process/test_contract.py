@@ -211,7 +211,7 @@ async def test_what_was_sampled_for_a_request_that_is_broken_off_is_told(opened)
     told = []
 
     async def read():
-        async for events in engine.generate(ask((5,) * 90, max_tokens=9, streamed=False)):
+        async for events in engine.generate(ask((5,) * 10, max_tokens=80, streamed=False)):
             told.extend(events)
 
     reading = asyncio.create_task(read())
@@ -219,5 +219,5 @@ async def test_what_was_sampled_for_a_request_that_is_broken_off_is_told(opened)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert 3 <= len(told) <= 9
+    assert 3 <= len(told) < 80
     await until(engine, lambda stats: not stats.running)
