@@ -88,7 +88,9 @@ async def clients(run: Running, number: int, others: Sequence[str]) -> Counter[t
         visits = [visit(name, seed) for name in BEHAVIOURS for seed in range(number)]
         await asyncio.gather(*visits, *(fail(name, stream) for name in others for stream in (False, True)))
         statuses = [(await client.post(path, json=body)).status_code for path, body in QUESTIONS]
-    assert sorted(statuses) == [200] * (len(QUESTIONS) - 2) + [400, 504]
+    assert set(statuses) == {200, 400, 504}
+    assert statuses.count(400) == 1
+    assert statuses.count(504) <= 2  # A stream whose deadline comes before its first token has not begun.
     watch = Watch(Client(run.server, random.Random(0), run.keys[WARDEN], Told()), run.process.pid)
     while await watch.total("arriero_slots_used") or await watch.total("arriero_requests_waiting"):  # noqa: ASYNC110
         await asyncio.sleep(0.02)

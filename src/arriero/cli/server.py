@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -91,7 +92,12 @@ class Server(uvicorn.Server):
 
 def _give_back_memory() -> None:
     """Have glibc return what was freed to the system: after a crowd of large bodies it keeps hundreds of MB."""
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@functools.cache  # A library that is opened is a circle, and would be left each time.
+def _malloc_trim() -> Callable[[int], int] | None:
     import ctypes  # here, as it takes a while
 
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # else it is another C library
-        trim(0)
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # Other C libraries have none.
