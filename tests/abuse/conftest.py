@@ -120,6 +120,7 @@ def failing() -> Iterator[int]:
         for each in others:
             each.cancel()
         loop.run_until_complete(asyncio.gather(serving, *others, return_exceptions=True))
+        loop.run_until_complete(asyncio.sleep(0.01))  # Transports close their sockets a turn later.
         loop.close()
 
     thread = threading.Thread(target=run)
